@@ -1,0 +1,220 @@
+"""Every knob of the system, once, in the order of the pipeline.
+
+One section per concern; a step's fingerprint covers just the sections it reads. All models are frozen and refuse
+unknown keys. What can be derived (vocabulary sizes, grid, sequence length) is a property and is computed nowhere else.
+Each description gives the unit, and the reason for the default where it is not plain; bounds are enforced.
+"""
+
+import hashlib
+import json
+import math
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN. Hashes are taken over this."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+class Section(BaseModel):
+    """Base of all config sections."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of this section."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+
+
+class IngestConfig(Section):
+    """Ingest: where pairs come from and what a picture must satisfy to be decoded."""
+
+    source: str = Field("openmoji", description="openmoji, imagefolder:PATH, hf:NAME[:config][:split], parquet:URI")
+    limit: int = Field(0, ge=0, description="Rows to read, 0 = all. The first rows in the source's own order.")
+    image_px: int = Field(64, ge=8, le=4096, description="Longest side kept, px. Larger pictures are scaled down; vector pictures are drawn at this size.")
+    rows_per_shard: int = Field(512, ge=1, le=100_000, description="Input rows per shard: the unit of work, retry and resume.")
+    background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour behind transparent pictures.")
+    max_image_bytes: int = Field(20_000_000, ge=1, description="Encoded size limit in bytes, checked before decoding.")
+    max_image_mpx: float = Field(25.0, gt=0, le=1000, description="Pixel limit in megapixels, checked in the header before decoding.")
+    max_decode_s: float = Field(10.0, gt=0, description="Seconds one picture may take to decode before its child process is stopped.")
+    max_rejected_share: float = Field(0.9, ge=0, le=1, description="The step fails when more than this share of rows is rejected: then the source is wrong, not the rows.")
+    caption_column: str = Field("", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title.")
+    image_column: str = Field("", description="Image column of hf: and parquet: sources; empty = the first of image, bytes, jpg, png.")
+
+
+class CurateConfig(Section):
+    """Curate: which pairs are good enough, and which split each belongs to."""
+
+    preset: Literal["none", "datacomp_basic", "dalle2021"] = Field("none", description="Published rule set to start from; the thresholds below apply on top.")
+    min_side_px: int = Field(16, ge=1, description="Shorter side at least, px.")
+    max_aspect: float = Field(3.0, ge=1, description="Long side over short side at most.")
+    min_caption_words: int = Field(1, ge=0, description="Words in the caption at least.")
+    min_caption_chars: int = Field(2, ge=0, description="Characters in the caption at least.")
+    max_caption_chars: int = Field(1000, ge=1, description="Characters in the caption at most.")
+    max_word_repetition: float = Field(0.7, gt=0, le=1, description="Share of the most frequent word at most (captions of four words or more).")
+    min_entropy_bits: float = Field(0.1, ge=0, description="Entropy of the grey histogram at least, bits; drops blank pictures.")
+    near_duplicate_bits: int = Field(-1, ge=-1, le=32, description="Pairs whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = off. Clusters never straddle splits.")
+    drop_duplicates: bool = Field(True, description="Keep one pair per identical (image, caption); the smallest id survives.")
+    valid_share: float = Field(0.02, ge=0, lt=1, description="Share of clusters held for validation.")
+    test_share: float = Field(0.0, ge=0, lt=1, description="Share of clusters held for testing.")
+    holdout_pattern: str = Field("", description="Regular expression of captions from which compositions are held out of training; empty = none.")
+    holdout_every: int = Field(10, ge=2, description="One in this many matching captions goes to the split `heldout` (by hash of the caption).")
+    seed: int = Field(0, ge=0, description="Seed of the split.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.valid_share + self.test_share >= 1:
+            raise ValueError("valid_share + test_share must leave a share for training (sum below 1)")
+        return self
+
+
+class OptimConfig(Section):
+    """How one network is optimised. The same section for every network: there is one training loop."""
+
+    steps: int = Field(1000, ge=1, description="Optimiser updates.")
+    batch_size: int = Field(64, ge=1, description="Rows per update, over all ranks.")
+    micro_batch_size: int = Field(0, ge=0, description="Rows per forward pass and rank; 0 = all rows of the rank at once. Halved on out-of-memory.")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW.")
+    lr: float = Field(1e-3, gt=0, le=1, description="Peak step size of AdamW.")
+    muon_lr: float = Field(0.02, gt=0, le=1, description="Peak step size of Muon's matrices; without effect for adamw.")
+    betas: tuple[float, float] = Field((0.9, 0.96), description="AdamW's decay rates; the paper's transformer uses 0.9, 0.96.")
+    weight_decay: float = Field(0.045, ge=0, le=10, description="Decay of matrices; gains, biases and embeddings are never decayed.")
+    warmup_steps: int = Field(100, ge=0, description="Linear warm-up, updates.")
+    schedule: Literal["constant", "cosine", "wsd"] = Field("cosine", description="wsd: warm-up, stable, linear decay over the last fifth.")
+    final_lr_share: float = Field(0.05, ge=0, le=1, description="Step size at the end over the peak.")
+    clip_norm: float = Field(1.0, ge=0, description="Gradient norm limit, 0 = off.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights, 0 = off. The averaged weights are the ones published.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights, data order, augmentation and dropout.")
+    checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints: the most work a kill can cost.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
+    log_every: int = Field(20, ge=1, description="Updates between points of the loss curve.")
+
+
+class TokenizerConfig(Section):
+    """Image tokenizer: a picture as a grid of discrete codes."""
+
+    kind: Literal["fsq", "dvae"] = Field("fsq", description="fsq: finite scalar quantisation (modern). dvae: the DALL-E paper's discrete VAE.")
+    image_px: int = Field(64, ge=8, le=1024, description="Side of the square picture the tokenizer sees, px.")
+    downsampling: int = Field(8, ge=2, le=32, description="Pixels per token along a side; a power of two.")
+    fsq_levels: tuple[int, ...] = Field((8, 8, 8, 8), description="FSQ levels per dimension; their product is the vocabulary.")
+    num_codes: int = Field(8192, ge=2, le=65536, description="Vocabulary of dvae; without effect for fsq.")
+    width: int = Field(64, ge=4, le=1024, description="Channels of the first group; doubled at each downsampling (paper: 256).")
+    blocks_per_group: int = Field(2, ge=1, le=8, description="Residual blocks per resolution (paper: 2).")
+    kl_weight: float = Field(6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A).")
+    final_temperature: float = Field(1 / 16, gt=0, le=1, description="Final Gumbel-softmax temperature of the dVAE.")
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=1e-4, batch_size=64))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct codes."""
+        return math.prod(self.fsq_levels) if self.kind == "fsq" else self.num_codes
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.image_px // self.downsampling
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per picture."""
+        return self.grid**2
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"downsampling {self.downsampling} must be a power of two: 2, 4, 8, 16 or 32")
+        if self.image_px % self.downsampling:
+            raise ValueError(f"image_px {self.image_px} must be a multiple of downsampling {self.downsampling}")
+        if self.vocab_size > 65536:
+            raise ValueError(f"the vocabulary has {self.vocab_size} codes; tokens are uint16, so at most 65536")
+        if min(self.fsq_levels, default=2) < 2:
+            raise ValueError(f"fsq_levels {self.fsq_levels}: each needs at least 2 levels")
+        return self
+
+
+class EncodeConfig(Section):
+    """Encode: pictures to image tokens, captions to text tokens, as Parquet."""
+
+    rows_per_shard: int = Field(2048, ge=1, le=1_000_000, description="Token rows per Parquet shard.")
+    batch_size: int = Field(64, ge=1, description="Pictures per forward pass. Has no effect on the tokens.")
+    text_vocab_size: int = Field(2048, ge=260, le=65000, description="BPE vocabulary trained on the training captions (paper: 16384).")
+    max_text_tokens: int = Field(32, ge=2, le=512, description="Text positions; longer captions are cut and counted (paper: 256).")
+
+
+class ModelConfig(Section):
+    """The decoder-only text + image transformer."""
+
+    dim: int = Field(256, ge=16, le=16384, multiple_of=2, description="Width (paper: 3968).")
+    depth: int = Field(6, ge=1, le=256, description="Layers (paper: 64).")
+    heads: int = Field(8, ge=1, le=256, description="Attention heads (paper: 62).")
+    mlp_ratio: float = Field(8 / 3, gt=0, le=16, description="Hidden width of the SwiGLU MLP over dim; 8/3 has the parameters of a plain MLP of 4.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on residual branches.")
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.dim % self.heads or (self.dim // self.heads) % 4:
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 x heads {self.heads}: rotary positions split each head in four")
+        return self
+
+
+class TrainConfig(Section):
+    """Training of the transformer."""
+
+    text_loss_share: float = Field(0.125, ge=0, le=1, description="Weight of the text loss; the image loss has the rest (paper: 1/8).")
+    condition_dropout: float = Field(0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works.")
+    bpe_dropout: float = Field(0.0, ge=0, lt=1, description="BPE merges dropped at random in training (paper: 0.1).")
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+
+
+class SamplerConfig(Section):
+    """How a token is drawn from the logits. Stored with every model and every picture."""
+
+    temperature: float = Field(1.0, ge=0, le=10, description="0 = the most probable token.")
+    top_k: int = Field(0, ge=0, description="Draw among the k most probable tokens, 0 = all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw among the most probable tokens that together reach this probability.")
+    guidance: float = Field(1.0, ge=0, le=50, description="Classifier-free guidance; 1 = off.")
+
+
+class FitConfig(Section):
+    """What the step that trains the transformer reads."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Stored with the model as its default.")
+
+
+class EvaluateConfig(Section):
+    """Evaluate: what is measured on a trained model."""
+
+    num_captions: int = Field(96, ge=1, le=100_000, description="Training captions spread over the set that are drawn for `recognisability`.")
+    num_heldout: int = Field(32, ge=0, le=100_000, description="Held-out compositions drawn beside them.")
+    batch_size: int = Field(64, ge=1, description="Rows per forward pass. Has no effect on the figures.")
+    seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
+    sampler: SamplerConfig | None = Field(None, description="None = the sampler stored with the model.")
+
+
+class GenerateConfig(Section):
+    """Generate: a list of prompts to pictures."""
+
+    prompts: tuple[str, ...] = Field((), description="Prompts drawn in this order.")
+    prompts_uri: str = Field("", description="File of prompts (txt, jsonl, csv, parquet) read after `prompts`; a path or s3:// URI.")
+    n: int = Field(4, ge=1, le=10_000, description="Pictures per prompt.")
+    seed: int = Field(0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index).")
+    batch_size: int = Field(32, ge=1, le=4096, description="Pictures drawn at once. Has no effect on the pictures.")
+    rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
+    upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
+    sampler: SamplerConfig | None = Field(None, description="None = the sampler stored with the model.")
+
+
+class PipelineConfig(Section):
+    """The whole chain. A preset is a function that returns one of these, complete."""
+
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    curate: CurateConfig = Field(default_factory=CurateConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    encode: EncodeConfig = Field(default_factory=EncodeConfig)
+    fit: FitConfig = Field(default_factory=FitConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    generate: GenerateConfig = Field(default_factory=GenerateConfig)

@@ -1,0 +1,115 @@
+"""The Arrow schemas of what crosses storage. Stages meet here and nowhere else.
+
+A schema's version rises when a column changes its meaning; readers refuse a version they do not know.
+"""
+
+import hashlib
+import unicodedata
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+
+def _schema(name: str, *fields: pa.Field) -> pa.Schema:
+    return pa.schema(list(fields), metadata={"record": name, "record_version": SCHEMA_VERSION})
+
+
+# One image with its caption. `image` is a clean re-encoding (PNG, or JPEG for photographs) of an RGB picture:
+# oriented, in sRGB, without alpha or metadata. `key` is the path or URL inside the source; `extra` is JSON.
+PAIR = _schema(
+    "Pair",
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("image", pa.binary(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("licence", pa.string(), nullable=False),
+    pa.field("author", pa.string(), nullable=False),
+    pa.field("extra", pa.string(), nullable=False),
+)
+
+# What became of every input row: in = kept + rejected. `reason` is empty for a kept row. `rule` names the check,
+# `score` what it measured, `detail` is free text for a person. `thumbnail` is a small JPEG or empty.
+LEDGER = _schema(
+    "Ledger",
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("kept", pa.bool_(), nullable=False),
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("rule", pa.string(), nullable=False),
+    pa.field("score", pa.float64(), nullable=True),
+    pa.field("detail", pa.string(), nullable=False),
+)
+
+# One score of one curation rule for one pair; the verdict is score against threshold, so thresholds can move
+# without computing scores again.
+SCORE = _schema(
+    "Score",
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("rule", pa.string(), nullable=False),
+    pa.field("rule_version", pa.int32(), nullable=False),
+    pa.field("score", pa.float64(), nullable=True),
+    pa.field("passed", pa.bool_(), nullable=False),
+)
+
+# A curated pair points into the shards of its `pairs` artifact (object number and row) and adds what curation
+# decided. `split` is train, valid, test or heldout.
+CURATED = _schema(
+    "Curated",
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("shard", pa.int32(), nullable=False),
+    pa.field("row", pa.int32(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("weight", pa.float32(), nullable=False),
+    pa.field("cluster", pa.string(), nullable=False),
+)
+
+
+def token_row(num_image_tokens: int) -> pa.Schema:
+    """Schema of one tokenised pair: ``image_tokens`` is a fixed-size list of ``num_image_tokens`` uint16."""
+    return _schema(
+        "TokenRow",
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("text_tokens", pa.list_(pa.uint16()), nullable=False),
+        pa.field("image_tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False), num_image_tokens), nullable=False),
+    )
+
+
+# One generated picture with all that is needed to draw it again.
+GENERATION = _schema(
+    "Generation",
+    pa.field("prompt", pa.string(), nullable=False),
+    pa.field("prompt_sha256", pa.string(), nullable=False),
+    pa.field("index", pa.int32(), nullable=False),
+    pa.field("seed", pa.int64(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),  # drawn | refused
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("tags", pa.string(), nullable=False),
+    pa.field("image", pa.binary(), nullable=False),  # PNG with provenance in its text chunks
+    pa.field("image_tokens", pa.list_(pa.uint16()), nullable=False),
+    pa.field("model", pa.string(), nullable=False),  # fingerprint of the model artifact
+    pa.field("sampler", pa.string(), nullable=False),  # JSON of the sampler settings
+    pa.field("code_version", pa.string(), nullable=False),
+)
+
+
+def normalise_caption(caption: str) -> str:
+    """NFC, control and format characters dropped, white space folded to single spaces."""
+    text = unicodedata.normalize("NFC", caption)
+    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    return " ".join(kept.split())
+
+
+def pair_id(image: bytes, caption: str) -> str:
+    """SHA-256 over the source image bytes and the normalised caption: the identity of a pair everywhere."""
+    digest = hashlib.sha256(hashlib.sha256(image).digest())
+    digest.update(normalise_caption(caption).encode())
+    return digest.hexdigest()
