@@ -1,0 +1,46 @@
+"""From a source to token shards, one flow per stage."""
+
+from prefect import flow
+
+from dalle_model.config import CurateConfig, EncodeConfig, IngestConfig
+from flows.settings import settings_for
+from tasks import prefect_tasks
+from tasks.step import StepResult, input_ref
+
+
+@flow(name="ingest", log_prints=True)
+def ingest(config: IngestConfig = IngestConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+    """Read a source of captioned pictures into checked, re-encoded pairs.
+
+    Args:
+        config: The source and what a picture must satisfy.
+        store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+    """
+    return prefect_tasks.ingest(config, settings_for(store))
+
+
+@flow(name="curate", log_prints=True)
+def curate(pairs: str, config: CurateConfig = CurateConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+    """Score pairs by the curation rules and assign them to splits.
+
+    Args:
+        pairs: Reference of the pairs: fingerprint, unique prefix, manifest URI or name.
+        config: Rules and splits.
+        store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+    """
+    s = settings_for(store)
+    return prefect_tasks.curate(config, s, pairs=input_ref(s, pairs, "pairs"))
+
+
+@flow(name="encode", log_prints=True)
+def encode(curated: str, tokenizer: str, config: EncodeConfig = EncodeConfig(), store: str = "") -> StepResult:  # noqa: B008
+    """Turn curated pairs into image and text tokens.
+
+    Args:
+        curated: Reference of the curated pairs.
+        tokenizer: Reference of the image tokenizer.
+        config: Text vocabulary and shard size.
+        store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+    """
+    s = settings_for(store)
+    return prefect_tasks.encode(config, s, curated=input_ref(s, curated, "curated"), tokenizer=input_ref(s, tokenizer, "tokenizer"))

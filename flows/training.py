@@ -1,0 +1,34 @@
+"""Training: the image tokenizer and the transformer."""
+
+from prefect import flow
+
+from dalle_model.config import FitConfig, TokenizerConfig
+from flows.settings import settings_for
+from tasks import prefect_tasks
+from tasks.step import StepResult, input_ref
+
+
+@flow(name="fit-tokenizer", log_prints=True)
+def fit_tokenizer(curated: str, config: TokenizerConfig = TokenizerConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+    """Train the image tokenizer.
+
+    Args:
+        curated: Reference of the curated pairs: fingerprint, unique prefix, manifest URI or name.
+        config: Architecture and optimiser.
+        store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+    """
+    s = settings_for(store)
+    return prefect_tasks.fit_tokenizer(config, s, curated=input_ref(s, curated, "curated"))
+
+
+@flow(name="fit", log_prints=True)
+def fit(tokens: str, config: FitConfig = FitConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+    """Train the text-to-image transformer.
+
+    Args:
+        tokens: Reference of the token shards.
+        config: Architecture, optimiser, and the sampler that is stored with the model.
+        store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+    """
+    s = settings_for(store)
+    return prefect_tasks.fit(config, s, tokens=input_ref(s, tokens, "tokens"))

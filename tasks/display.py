@@ -1,0 +1,97 @@
+"""Progress of a step on a terminal: a bar with rate and time left, or plain lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+Listener = Callable[[dict[str, Any]], None]
+_LINE_EVERY_S = 15.0
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if not task.speed:
+            return Text("")
+        return Text(f"{task.speed:,.1f} {task.fields.get('unit', '')}/s", style="progress.data.speed")
+
+
+def _figures(event: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in (event.get("figures") or {}).items())
+
+
+@contextmanager
+def step_display(stage: str) -> Iterator[Listener]:
+    """A listener of step events that shows them on standard error until the block ends."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(stage)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:14}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", style="dim"),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        yield _Bars(stage, progress)
+
+
+class _Bars:
+    def __init__(self, stage: str, progress: Progress) -> None:
+        self._progress = progress
+        self._stage = stage
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            unit = event["unit"]
+            if unit not in self._bars:  # a stage may pass through phases that count different things
+                self._bars[unit] = self._progress.add_task(self._stage, total=event["total"], completed=event["done"], unit=unit, figures="")
+            self._progress.update(self._bars[unit], completed=event["done"], total=event["total"], figures=_figures(event))
+        elif kind == "log":
+            self._progress.console.print(f"[dim]{self._stage}: [/dim]", end="")
+            self._progress.console.print(event["text"], markup=False, highlight=False)
+        elif kind == "reused":
+            self._progress.console.print(f"{self._stage}: {event['decision']} ({event['fingerprint'][:12]})", markup=False, highlight=False)
+
+
+class _Lines:
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._last = 0.0
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._progress(event)
+        elif kind == "log":
+            self._print(event["text"])
+        elif kind in ("reused", "start"):
+            self._print(f"{event['decision']} ({event['fingerprint'][:12]})")
+
+    def _progress(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        unit, done, total = event["unit"], event["done"], event["total"]
+        started, offset = self._first.setdefault(unit, (now, done))
+        if done < total and now - self._last < _LINE_EVERY_S:
+            return
+        self._last = now
+        rate = (done - offset) / max(now - started, 1e-6)
+        left = f"{(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        self._print(f"{done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  {left}  {_figures(event)}".rstrip())
+
+    def _print(self, text: str) -> None:
+        print(f"{self._stage}: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,203 @@
+"""What a stage's work function receives and returns. It runs in a child process; see ``tasks.worker``."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from dalle_model.config import Section
+from dalle_model.errors import DataError
+from tasks.artifacts import ArtifactRef, InputRef, Manifest, ObjectRef, Part
+from tasks.faults import fault_point
+from tasks.settings import Settings
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    from dalle_model.runtime import Runtime
+
+
+class StopRequested(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler for bad data swallows it."""
+
+
+class JobSpec(BaseModel):
+    """Everything the child needs to know, as JSON."""
+
+    work: str
+    stage: str
+    step_version: int
+    kind: str
+    config: dict[str, Any]
+    recorded_config: dict[str, Any]
+    inputs: tuple[tuple[str, ArtifactRef], ...]
+    fingerprint: str
+    decision: str
+    settings: dict[str, Any]
+    parent_pid: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made. ``objects`` and ``stats`` must be the same at every run; ``facts`` may differ."""
+
+    objects: tuple[ObjectRef, ...]
+    rows: int
+    stats: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Events:
+    """JSON lines to the parent: progress, log, done, error, and a heartbeat."""
+
+    def __init__(self, stream: IO[str], *, errors_only: bool = False) -> None:
+        self._stream = stream
+        self._errors_only = errors_only  # of several ranks one reports, but each may fail
+        self._lock = threading.Lock()
+
+    def send(self, event: str, **values: Any) -> None:
+        """Write one event; a parent that is gone is noticed elsewhere."""
+        if self._errors_only and event != "error":
+            return
+        line = json.dumps({"event": event, **values}, default=str)
+        with self._lock:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (BrokenPipeError, ValueError):
+                pass
+
+
+def load_input(store: Store, name: str, ref: ArtifactRef) -> Manifest:
+    """The manifest behind a reference. Raises DataError when the store does not hold it or holds another one."""
+    manifest = store.find(ref.step, ref.fingerprint)
+    if manifest is None:
+        raise DataError(f"input {name} ({ref.step} {ref.fingerprint[:12]}) is not in {store.uri}; run that step first, or name the store that has it")
+    if manifest.sha256 != ref.manifest_sha256:
+        raise DataError(f"input {name} ({ref.step} {ref.fingerprint[:12]}) was replaced in {store.uri} since this run began; start again")
+    return manifest
+
+
+class Job:
+    """One run of one stage: its config, its inputs, its store, and how to report."""
+
+    def __init__(self, spec: JobSpec, config: Section, settings: Settings, store: Store, spool: Path, events: Events, *, rank: int = 0, world: int = 1):
+        self.spec = spec
+        self.config: Any = config
+        self.settings = settings
+        self.store = store
+        self.spool = spool
+        self.fingerprint = spec.fingerprint
+        self.rank = rank
+        self.world = world
+        self.workers = settings.num_workers
+        self._events = events
+        self._stop = threading.Event()
+        self._last_progress = 0.0
+
+    @cached_property
+    def inputs(self) -> dict[str, Manifest]:
+        """Input manifests by name."""
+        return {name: load_input(self.store, name, ref) for name, ref in self.spec.inputs}
+
+    @cached_property
+    def runtime(self) -> "Runtime":
+        """Device, precision and threads of this process; the GPU stays leased until the process ends."""
+        from tasks import devices  # torch is a second of start-up that data stages need not pay
+
+        settings = self.settings
+        policy = devices.DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction)
+        runtime = devices.resolve(policy, rank=self.rank, world=self.world)
+        self._lease = devices.lease_for(runtime, settings.lock_dir, wait_s=settings.gpu_wait_s, log=self.log)
+        return runtime
+
+    def device_facts(self) -> dict[str, Any]:
+        """Where the numbers were computed, for the manifest's facts; empty when no device was asked for."""
+        runtime = self.__dict__.get("runtime")
+        if runtime is None:
+            return {}
+        return {"device": str(runtime.device), "dtype": str(runtime.dtype).removeprefix("torch."), "threads": runtime.threads, "ranks": runtime.world}
+
+    # receipts -----------------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[int, Part]:
+        """Receipts of the pieces that earlier runs finished."""
+        return self.store.parts(self.fingerprint)
+
+    def commit_part(self, n: int, part: Part) -> None:
+        """Record that piece ``n`` is finished; its objects must be in the store."""
+        fault_point("part.before_receipt")
+        self.store.commit_part(self.fingerprint, n, part)
+        fault_point("part.after_receipt")
+        self.check_stop()
+
+    def put(self, source: bytes | Path, *, ext: str, role: str, rows: int = 0) -> ObjectRef:
+        """Store bytes or a finished local file under its hash."""
+        return self.store.put(source, ext=ext, role=role, rows=rows)
+
+    def read(self, obj: ObjectRef) -> bytes:
+        """An object's verified bytes."""
+        return self.store.read(obj)
+
+    def fetch(self, obj: ObjectRef) -> Path:
+        """A verified local file with an object's bytes."""
+        return self.store.fetch(obj, self.spool)
+
+    # reporting ----------------------------------------------------------------------------------------------------
+
+    def progress(self, done: int, total: int, unit: str = "rows", **figures: float) -> None:
+        """Say how far the work is; at most four times a second reach the parent. Raises StopRequested after SIGTERM."""
+        now = time.monotonic()
+        if done >= total or now - self._last_progress >= 0.25:
+            self._last_progress = now
+            self._events.send("progress", done=done, total=total, unit=unit, figures=figures)
+        self.check_stop()
+
+    def log(self, text: str) -> None:
+        """A line for a person."""
+        self._events.send("log", text=text)
+
+    # stopping -----------------------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Called by the SIGTERM handler."""
+        self._stop.set()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM arrived: finish the piece at hand, save, and return or raise StopRequested."""
+        return self._stop.is_set()
+
+    def check_stop(self) -> None:
+        """Raise StopRequested after SIGTERM."""
+        if self._stop.is_set():
+            raise StopRequested
+
+    # result -------------------------------------------------------------------------------------------------------
+
+    def manifest(self, outcome: Outcome, facts: Mapping[str, Any]) -> Manifest:
+        """The manifest that commits an outcome."""
+        spec = self.spec
+        inputs = tuple(
+            InputRef(name=name, kind=ref.kind, step=ref.step, fingerprint=ref.fingerprint, manifest_sha256=ref.manifest_sha256) for name, ref in spec.inputs
+        )
+        return Manifest(
+            kind=spec.kind,
+            step=spec.stage,
+            step_version=spec.step_version,
+            fingerprint=spec.fingerprint,
+            config=spec.recorded_config,
+            inputs=inputs,
+            objects=tuple(outcome.objects),
+            rows=outcome.rows,
+            stats=json.loads(json.dumps(outcome.stats)),  # tuples become lists now, not at the next reading
+            facts={**facts, **outcome.facts},
+        )
+
+
+Work = Callable[[Job], Outcome]

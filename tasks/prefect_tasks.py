@@ -1,0 +1,72 @@
+"""The stages as Prefect tasks: name, retries, tags, progress and pictures in the UI around ``tasks.step.run_step``.
+
+Results are small JSON and Prefect's cache is off: the fingerprint in the store decides what is done.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import State
+from prefect.tasks import Task
+
+from dalle_model.config import Section
+from dalle_model.errors import CommitConflict, DalleError, StepFailed, StoreUnreachable
+from tasks import stages
+from tasks.artifacts import ArtifactRef
+from tasks.display import step_display
+from tasks.settings import Settings
+from tasks.step import Stage, StepResult, run_step, open_store
+from tasks.ui import ProgressReporter, publish
+
+# Worth another try: a killed child, a store out of reach, or a failure nobody foresaw. A wrong setting stays wrong.
+_TRANSIENT = (StepFailed, StoreUnreachable, CommitConflict)
+
+
+def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
+    try:
+        state.result(raise_on_failure=True)
+    except Exception as error:
+        return isinstance(error, _TRANSIENT) or not isinstance(error, DalleError)
+    return False
+
+
+def stage_task(stage: Stage, *, retries: int = 2) -> Callable[..., StepResult]:
+    """A Prefect task that runs ``stage``: ``task(config, settings, **inputs) -> StepResult``."""
+
+    @task(
+        name=stage.name,
+        description=(stage.config.__doc__ or "").strip(),
+        tags=["dalle", stage.name],
+        retries=retries,
+        retry_delay_seconds=[5, 30],
+        retry_condition_fn=_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
+        with step_display(stage.name) as display:
+            reporter = ProgressReporter(stage.name)
+
+            def listen(event: dict[str, Any]) -> None:
+                display(event)
+                reporter(event)
+
+            result = run_step(stage, config, inputs, settings, listen)
+        store = open_store(settings)
+        manifest = store.find(result.ref.step, result.ref.fingerprint)
+        if manifest is not None:
+            publish(manifest, store)
+        return result
+
+    return run
+
+
+ingest = stage_task(stages.INGEST)
+curate = stage_task(stages.CURATE)
+fit_tokenizer = stage_task(stages.FIT_TOKENIZER)
+encode = stage_task(stages.ENCODE)
+fit = stage_task(stages.FIT)
+evaluate = stage_task(stages.EVALUATE)
+generate = stage_task(stages.GENERATE)

@@ -1,0 +1,153 @@
+"""The step: look the result up by its fingerprint, or make it in a child process and commit it.
+
+A plain function first. The Prefect task around it (``tasks.prefect_tasks``) adds a name, retries and the UI.
+"""
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dalle_model.config import Section
+from dalle_model.errors import UsageError
+from tasks.artifacts import ArtifactRef, Manifest, fingerprint
+from tasks.job import JobSpec
+from tasks.launch import Listener, launch
+from tasks.settings import Settings
+from tasks.store import Store, StoreOptions
+
+# What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs.
+Identity = Callable[[Any, Settings], tuple[dict[str, Any], dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The constant facts of one stage of the chain.
+
+    version: raised by hand when the meaning of the output changes; it is part of every fingerprint.
+    kind: of the artifact it makes. inputs: names of the artifacts it reads. work: dotted path of its work function.
+    identity: dotted path of an Identity, for stages that read something outside the store (a source, a prompt file):
+    its content must count.
+    distributed: whether it may run on several ranks.
+    """
+
+    name: str
+    version: int
+    kind: str
+    config: type[Section]
+    inputs: tuple[str, ...]
+    work: str
+    identity: str = ""
+    distributed: bool = False
+
+
+class StepResult(BaseModel):
+    """What a step hands on: the reference, and how it came about."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ref: ArtifactRef
+    reused: bool
+    seconds: float
+    decision: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step that is fully determined but not yet run."""
+
+    stage: Stage
+    config: Section
+    recorded_config: dict[str, Any]
+    outside: dict[str, str]
+    inputs: dict[str, ArtifactRef]
+    fingerprint: str
+
+
+def load_dotted(path: str) -> Any:
+    """The object behind ``module:name``. Imported at use, so that the table of stages stays light."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name."""
+    return Store.open(settings.store, options=StoreOptions(endpoint_url=settings.endpoint_url))
+
+
+def input_ref(settings: Settings, ref: str, kind: str) -> ArtifactRef:
+    """Resolve a person's reference (fingerprint, unique prefix, manifest URI or name) to an artifact of one kind.
+
+    Raises RefNotFound, or UsageError when it is an artifact of another kind.
+    """
+    store = open_store(settings)
+    manifest = store.resolve(ref)
+    if manifest.kind != kind:
+        raise UsageError(f"{ref!r} is a {manifest.kind} artifact, but {kind} is needed here; `dalle ls --kind {kind}` shows those")
+    return manifest.ref(store.manifest_uri(manifest.step, manifest.fingerprint))
+
+
+def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings) -> Plan:
+    """Compute the fingerprint. Raises UsageError when the inputs are not those that the stage reads."""
+    if set(inputs) != set(stage.inputs):
+        raise UsageError(f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}")
+    identity: Identity | None = load_dotted(stage.identity) if stage.identity else None
+    recorded, outside = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
+    digests = {name: ref.fingerprint for name, ref in inputs.items()} | outside
+    return Plan(stage, config, recorded, outside, dict(inputs), fingerprint(stage.name, stage.version, recorded, digests))
+
+
+def look_up(planned: Plan, store: Store) -> tuple[Manifest | None, str]:
+    """The committed manifest, if it is there and whole, and the reason in words."""
+    manifest = store.find(planned.stage.name, planned.fingerprint)
+    if manifest is None:
+        return None, "made: no artifact has this fingerprint"
+    missing = [o for o in manifest.objects if not store.has(o)]
+    if missing:
+        return None, f"made again: {len(missing)} of {len(manifest.objects)} objects are gone from the store, first {missing[0].key}"
+    return manifest, "reused: an artifact with this fingerprint is committed"
+
+
+def run_step(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings, listener: Listener | None = None) -> StepResult:
+    """Run one stage to a committed artifact, or find that it already is one.
+
+    Raises what the stage raises (see ``dalle_model.errors``). Safe to call from several processes at once and to
+    repeat after any interruption.
+    """
+    started = time.monotonic()
+    listen = listener or (lambda event: None)
+    store = open_store(settings)
+    planned = plan(stage, config, inputs, settings)
+    manifest, decision = look_up(planned, store)
+    reused = manifest is not None
+    if manifest is None:
+        listen({"event": "start", "stage": stage.name, "fingerprint": planned.fingerprint, "decision": decision})
+        launch(_spec(planned, settings, decision), settings, listen, ranks=settings.ranks if stage.distributed else 1)
+        manifest = store.find(stage.name, planned.fingerprint)
+        if manifest is None:
+            raise UsageError(f"step {stage.name} ended well but {store.uri} does not hold its manifest; is the store being deleted while it is used?")
+    else:
+        listen({"event": "reused", "stage": stage.name, "fingerprint": planned.fingerprint, "decision": decision})
+    ref = manifest.ref(store.manifest_uri(stage.name, planned.fingerprint))
+    return StepResult(ref=ref, reused=reused, seconds=round(time.monotonic() - started, 3), decision=decision)
+
+
+def _spec(planned: Plan, settings: Settings, decision: str) -> JobSpec:
+    stage = planned.stage
+    return JobSpec(
+        work=stage.work,
+        stage=stage.name,
+        step_version=stage.version,
+        kind=stage.kind,
+        config=planned.config.model_dump(mode="json"),
+        recorded_config={"config": planned.recorded_config, "outside": planned.outside},
+        inputs=tuple((name, planned.inputs[name]) for name in stage.inputs),
+        fingerprint=planned.fingerprint,
+        decision=decision,
+        settings=settings.model_dump(mode="json"),
+        parent_pid=os.getpid(),
+    )

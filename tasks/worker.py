@@ -1,0 +1,153 @@
+"""The child process of a step: ``python -m tasks.worker SPEC.json`` (or under torchrun, one per rank).
+
+Events go to standard output as JSON lines; whatever libraries print goes to standard error. The process ends itself
+when its parent is gone, so a killed step leaves nothing running.
+"""
+
+import fcntl
+import os
+import platform
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from dalle_model.errors import DalleError, StoreFull
+from tasks.faults import fault_point
+from tasks.job import Events, Job, JobSpec, StopRequested
+from tasks.settings import Settings
+from tasks.stages import stage_named
+from tasks.step import load_dotted
+from tasks.store import Store, StoreOptions
+
+_peak_rss = 0  # of the whole process tree, sampled by the watcher for the manifest's facts
+STOPPED = 143  # 128 + SIGTERM, what a shell reports of a terminated process
+FAILED = 1
+
+
+def _open_event_stream() -> IO[str]:
+    """Keep the real standard output for events and point descriptor 1 at standard error for everybody else."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return events
+
+
+def _watch_parent(parent_pid: int, events: Events) -> None:
+    """Heartbeats while the parent lives; the end of this process when it does not."""
+    try:
+        born = psutil.Process(parent_pid).create_time()
+    except psutil.NoSuchProcess:
+        os._exit(STOPPED)
+    global _peak_rss
+    while True:
+        time.sleep(0.5)
+        try:
+            parent = psutil.Process(parent_pid)
+            alive = parent.create_time() == born and parent.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+        rss = _tree_rss()
+        _peak_rss = max(_peak_rss, rss)
+        events.send("alive", rss_bytes=rss)
+
+
+def _tree_rss() -> int:
+    """Resident bytes of this process and its children."""
+    me = psutil.Process()
+    total = 0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def make_spool(folder: Path, fingerprint: str) -> tuple[Path, IO[str]]:
+    """A private scratch folder whose lock lives as long as this process; folders of dead processes are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("spool-*"):
+        try:
+            with (old / ".lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+        except FileNotFoundError:
+            if time.time() - old.stat().st_mtime > 3600:  # died between making the folder and its lock
+                shutil.rmtree(old, ignore_errors=True)
+        except BlockingIOError:
+            continue
+    spool = Path(tempfile.mkdtemp(prefix=f"spool-{fingerprint[:12]}-", dir=folder))
+    lock = (spool / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return spool, lock
+
+
+def _run(spec: JobSpec, events: Events) -> None:
+    stage = stage_named(spec.stage)
+    settings = Settings.model_validate(spec.settings)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    store = Store.open(settings.store, options=StoreOptions(endpoint_url=settings.endpoint_url))
+    spool, lock = make_spool(settings.spool, spec.fingerprint)
+    started = time.time()
+    try:
+        job = Job(spec, stage.config.model_validate(spec.config), settings, store, spool, events, rank=rank, world=world)
+        signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
+        outcome = load_dotted(spec.work)(job)
+        if rank == 0:
+            facts = {
+                "started_at": started,
+                "seconds": time.time() - started,
+                "host": platform.node(),
+                "python": platform.python_version(),
+                "writer": f"{platform.node()}:{os.getpid()}",
+                "decision": spec.decision,
+                "peak_rss_bytes": max(_peak_rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+                **job.device_facts(),
+            }
+            fault_point("publish.before_manifest")
+            store.commit(job.manifest(outcome, facts))
+            fault_point("publish.after_manifest")
+            events.send("done")
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+        lock.close()
+
+
+def main() -> int:
+    """Run one job; the exit code tells the parent how it went, the last event tells why."""
+    events = Events(_open_event_stream(), errors_only=os.environ.get("RANK", "0") != "0")
+    spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    threading.Thread(target=_watch_parent, args=(spec.parent_pid, events), daemon=True).start()
+    try:
+        _run(spec, events)
+        return 0
+    except StopRequested:
+        events.send("stopped")
+        return STOPPED
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC outside the store: the spool folder
+            events.send("error", kind="StoreFull", text=str(StoreFull(f"no space left on the disk of {error.filename or 'the spool folder'}; free some, or set DALLE_SPOOL to another disk")))
+        else:
+            events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace=traceback.format_exc())
+        return FAILED
+    except Exception as error:  # every other failure crosses the process border as one event
+        expected = isinstance(error, DalleError)
+        events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace="" if expected else traceback.format_exc())
+        return FAILED
+
+
+if __name__ == "__main__":
+    # os._exit: nothing is left to clean up, and threads of libraries must not keep a finished worker alive.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
