@@ -1,0 +1,496 @@
+"""The artifact store: the one door to storage, on a local folder and on S3 alike.
+
+    data/<sha[:2]>/<sha256>.<ext>            immutable objects, addressed by content
+    manifests/<step>/<fingerprint>.json      an artifact: the one create-only write that makes a step done
+    parts/<fingerprint>/<n>.json             receipts of a long step's finished pieces
+    refs/<name>.json                         names with their history; all that ever changes
+    quarantine/<sha256>.json                 records of objects found damaged
+
+Readers start from a manifest and verify every object they use; a listing is never more than a hint. The protocol and
+its reasons: Delta Lake's and Iceberg's commit, icechunk's reading back after a lost answer.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from dalle_model.config import canonical_json
+from dalle_model.errors import CommitConflict, CorruptObject, StoreUnreachable, UnsafeStore, UsageError
+from tasks.artifacts import ArtifactRef, Manifest, ObjectRef, Part
+from tasks.backends import Backend, LocalBackend, check_key, hash_file, local_errors
+from tasks.references import Known, RefValue, parse_ref, ref_key, resolve, rollback, set_ref
+from tasks.s3_backend import S3Backend
+from tasks.sealed import seal, unseal
+from tasks.sweep import SweepReport, sweep
+
+log = logging.getLogger(__name__)
+
+_EXT = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
+_PART = re.compile(r"parts/([0-9a-f]+)/(\d{6,})\.json")
+_MANIFEST = re.compile(r"manifests/([A-Za-z0-9_-]+)/([0-9a-f]+)\.json")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StoreOptions(BaseModel):
+    """How to reach S3. Whatever is empty is found by botocore: AWS_* variables, profiles, instance roles."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_url: str = Field(default="", description="http(s) URL of an S3 server other than Amazon's.")
+    key: SecretStr = Field(default=SecretStr(""), description="Access key id.")
+    secret: SecretStr = Field(default=SecretStr(""), description="Secret access key.")
+    token: SecretStr = Field(default=SecretStr(""), description="Session token.")
+    region: str = Field(default="", description="Region of the bucket.")
+    patience_s: float = Field(default=600.0, ge=0, le=86_400, description="How long one request is tried again during an outage, s.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, le=600, description="Limit for opening a connection, s.")
+    read_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Limit for silence on an open connection, s.")
+
+
+class StoreProbe(NamedTuple):
+    """What a store was found to honour, and the same in words."""
+
+    create_only: bool
+    conditional_replace: bool
+    detail: str
+
+
+class S3Filesystem:
+    """The only place where s3fs is imported and used. The filesystem is made anew in each process: it survives no fork."""
+
+    def __init__(self, options: StoreOptions) -> None:
+        self._options = options
+        self._pid = 0
+        self._fs: Any = None
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """One request, sent once. Raises what s3fs raises; a ``Body`` in the answer is read to its end."""
+        from fsspec.asyn import sync  # type: ignore[import-untyped]
+
+        fs = self._filesystem()
+        answer: dict[str, Any] = sync(fs.loop, _send, fs, method, arguments)
+        return answer
+
+    def _filesystem(self) -> Any:
+        if self._pid == os.getpid():
+            return self._fs
+        import s3fs  # type: ignore[import-untyped]
+
+        o = self._options
+        fs = s3fs.S3FileSystem(
+            key=o.key.get_secret_value() or None,
+            secret=o.secret.get_secret_value() or None,
+            token=o.token.get_secret_value() or None,
+            endpoint_url=o.endpoint_url or None,
+            client_kwargs={"region_name": o.region} if o.region else {},
+            config_kwargs={
+                "s3": {"addressing_style": "path"},
+                "connect_timeout": o.connect_timeout_s,
+                "read_timeout": o.read_timeout_s,
+                "retries": {"total_max_attempts": 1, "mode": "standard"},
+                # range reads from servers without flexible checksums fail otherwise; uploads carry ours
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        fs.retries = 1  # the backend above tries again, and knows which failures are answers
+        self._fs, self._pid = fs, os.getpid()
+        return fs
+
+
+async def _send(fs: Any, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = await fs._call_s3(method, **arguments)
+    if (body := answer.get("Body")) is not None:
+        async with body as stream:
+            answer["Body"] = await stream.read()
+    return answer
+
+
+class Store:
+    """Artifacts under one root. Cheap to make, safe to use from threads, pickled as its URI and options.
+
+    Every method raises StoreUnreachable or StoreFull when the place itself fails; other errors are named at each.
+    """
+
+    def __init__(self, backend: Backend, options: StoreOptions | None = None) -> None:
+        self.backend = backend
+        self.uri = backend.uri
+        self.options = options or StoreOptions()
+        self._probed: StoreProbe | None = None
+        self._verified: dict[Path, tuple[int, int, int, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[str, StoreOptions]]:
+        return _reopen, (self.uri, self.options)
+
+    @classmethod
+    def open(cls, uri: str | Path, *, options: StoreOptions | None = None) -> "Store":
+        """A store by path, ``file://`` or ``s3://bucket/prefix``. Touches nothing yet. UsageError for any other URI."""
+        text = str(uri)
+        parts = urlsplit(text)
+        options = options or StoreOptions()
+        if parts.scheme == "s3":
+            return cls(_open_s3(parts.netloc, parts.path.strip("/"), options), options)
+        if parts.scheme == "file":
+            return cls(LocalBackend(Path(unquote(parts.path))), options)
+        if "://" in text:
+            raise UsageError(f"a store cannot be opened by {parts.scheme}://; give a folder or s3://bucket/prefix")
+        if not text:
+            raise UsageError("an empty store URI; give a folder or s3://bucket/prefix")
+        return cls(LocalBackend(Path(text).expanduser()), options)
+
+    def url(self, key: str) -> str:
+        """The URI of a key, for people and for references."""
+        return f"{self.uri}/{key}"
+
+    # objects
+
+    def put(self, source: bytes | Path, *, ext: str, role: str, rows: int = 0) -> ObjectRef:
+        """Store content under its hash, durably. Again is harmless, and cures a damaged object of the same hash."""
+        if not _EXT.fullmatch(ext):
+            raise UsageError(f"{ext!r} is no file extension: small letters and digits, without the first dot")
+        if isinstance(source, bytes):
+            sha256, size = hashlib.sha256(source).hexdigest(), len(source)
+        else:
+            with local_errors(source):
+                sha256, size = hash_file(source), source.stat().st_size
+        key = f"data/{sha256[:2]}/{sha256}.{ext}"
+        self.backend.put(key, source, sha256)
+        return ObjectRef(key=key, sha256=sha256, bytes=size, rows=rows, role=role)
+
+    def read(self, obj: ObjectRef) -> bytes:
+        """Content of an object, verified. CorruptObject (and a record in ``quarantine/``) when missing or different."""
+        for attempt in (1, 2):  # damage may have happened on the way here
+            blocks = self.backend.blocks(obj.key, obj.bytes)
+            data = None if blocks is None else b"".join(blocks)
+            if data is not None and len(data) == obj.bytes and hashlib.sha256(data).hexdigest() == obj.sha256:
+                return data
+            if attempt == 2 or data is None:
+                break
+        if data is None:
+            raise self._quarantine(obj, None, None)
+        raise self._quarantine(obj, len(data), hashlib.sha256(data).hexdigest())
+
+    def fetch(self, obj: ObjectRef, folder: Path) -> Path:
+        """A verified local file of an object: of a local store its own file, never to be written to; else a copy in ``folder``.
+
+        Raises CorruptObject like ``read``.
+        """
+        own = self.backend.path(obj.key)
+        path = own or folder / f"{obj.sha256}{Path(obj.key).suffix}"
+        if self._is_verified(path, obj):
+            return path
+        if own is None:
+            self._download(obj, path)
+        if not self._is_verified(path, obj):
+            raise self._quarantine(obj, *self._measure(obj))
+        return path
+
+    def verify(self, manifest: Manifest) -> list[tuple[str, str]]:
+        """Read every object of an artifact: (key, what is wrong) of each that is missing or differs; all are recorded."""
+        problems = self._map(self._problem, {o.key: o for o in manifest.objects}.values())
+        return [problem for problem in problems if problem is not None]
+
+    # raw keys
+
+    def load(self, key: str) -> bytes | None:
+        """Content of a key, unverified; None when absent."""
+        return self.backend.get(key)
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a key that must not exist. Equal content there already is success, other content CommitConflict."""
+        found = self.backend.create(key, data)
+        if found is not None and found != data:
+            raise CommitConflict(f"{self.url(key)} exists with other content ({len(found)} bytes, not {len(data)}); another writer was first")
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys below ``prefix``, a folder that ends in /. A hint: for discovery, never for truth."""
+        return sorted(key for key, _ in self.backend.walk(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove one key, e.g. an outlived checkpoint's receipt and then its objects. Nothing asks who names it."""
+        self.backend.delete(key)
+
+    # artifacts
+
+    @staticmethod
+    def manifest_key(step: str, fingerprint: str) -> str:
+        """Where a step's artifact is committed."""
+        return check_key(f"manifests/{step}/{fingerprint}.json")
+
+    def manifest_uri(self, step: str, fingerprint: str) -> str:
+        """The URI of the same."""
+        return self.url(self.manifest_key(step, fingerprint))
+
+    def find(self, step: str, fingerprint: str) -> Manifest | None:
+        """The committed artifact, its manifest verified; None when there is none. CorruptObject when damaged."""
+        key = self.manifest_key(step, fingerprint)
+        data = self.backend.get(key)
+        if data is None:
+            return None
+        manifest = self._parse(key, data)
+        if (manifest.step, manifest.fingerprint) != (step, fingerprint):
+            raise CorruptObject(f"{self.url(key)} holds the manifest of {manifest.step} {manifest.fingerprint[:12]}; {_CURE}")
+        return manifest
+
+    def commit(self, manifest: Manifest) -> ArtifactRef:
+        """Make an artifact exist, after a look at each of its objects.
+
+        Success also when another writer committed equal work (``facts`` may differ); CommitConflict when its work
+        differs; CorruptObject when an object is not there.
+        """
+        for obj, stat in zip(manifest.objects, self._map(lambda o: self.backend.stat(o.key), manifest.objects), strict=True):
+            if stat is None or stat.bytes != obj.bytes:
+                raise self._quarantine(obj, stat.bytes if stat else None, None)
+        key = self.manifest_key(manifest.step, manifest.fingerprint)
+        data = manifest.to_bytes()
+        found = self.backend.create(key, data)
+        if found is not None and found != data:
+            other = self._parse(key, found)
+            if other.sha256 != manifest.sha256:
+                raise CommitConflict(
+                    f"{manifest.step} {manifest.fingerprint[:12]} is committed with other content ({other.sha256[:12]}, not {manifest.sha256[:12]}): "
+                    "the step is not deterministic, or its version was not raised when its meaning changed"
+                )
+        return manifest.ref(self.url(key))
+
+    def artifacts(self) -> list[Known]:
+        """Step and fingerprint of every artifact a listing shows, sorted."""
+        return [Known(m[1], m[2]) for key in self.keys("manifests/") if (m := _MANIFEST.fullmatch(key))]
+
+    # receipts
+
+    @staticmethod
+    def part_key(fingerprint: str, n: int) -> str:
+        """Where the receipt of piece ``n`` is."""
+        return check_key(f"parts/{fingerprint}/{n:06d}.json")
+
+    def parts(self, fingerprint: str) -> dict[int, Part]:
+        """The pieces of a step that are finished, by number. One whose receipt or objects are damaged is not."""
+        numbers = [int(m[2]) for key in self.keys(f"parts/{fingerprint}/") if (m := _PART.fullmatch(key))]
+        found = zip(numbers, self._map(lambda n: self._part(fingerprint, n), numbers), strict=True)
+        return {n: part for n, part in found if part is not None}
+
+    def commit_part(self, fingerprint: str, n: int, part: Part) -> None:
+        """Record a finished piece. Equal content there already is success, a damaged receipt is replaced.
+
+        Raises CommitConflict when a sound receipt holds other content.
+        """
+        key = self.part_key(fingerprint, n)
+        data = seal({"fingerprint": fingerprint, "n": n, "part": part.model_dump(mode="json")})
+        found = self.backend.create(key, data)
+        if found is None or found == data:
+            return
+        if self._part(fingerprint, n) is not None:
+            raise CommitConflict(f"{self.url(key)} exists with other content: the step is not deterministic, or two versions of it run at once")
+        self.backend.write(key, data)
+
+    def named_by_receipt(self, key: str) -> set[str]:
+        """Keys of the objects that a receipt names; none when it is damaged, for then the piece is made again."""
+        data = self.backend.get(key)
+        try:
+            part = Part(**unseal(data, self.url(key))["part"]) if data is not None else Part()
+        except (CorruptObject, ValidationError, KeyError, TypeError):
+            return set()
+        return {o.key for o in part.objects}
+
+    # names
+
+    def refs(self) -> dict[str, str]:
+        """Every sound name and the fingerprint it points at."""
+        found = {}
+        for key in self.keys("refs/"):
+            name = key.removeprefix("refs/").removesuffix(".json")
+            try:
+                value = self.read_ref(name)
+            except (CorruptObject, UsageError) as error:
+                log.warning("%s", error)
+                continue
+            if value is not None:
+                found[name] = value.fingerprint
+        return found
+
+    def read_ref(self, name: str) -> RefValue | None:
+        """A name's record, None when there is none. CorruptObject when damaged, UsageError when it cannot be a name."""
+        key = ref_key(name)
+        data = self.backend.get(key)
+        return None if data is None else parse_ref(name, data, self.url(key))
+
+    def set_ref(self, name: str, manifest: Manifest, *, note: str = "", expect: str | None = None) -> RefValue:
+        """Point a name at an artifact; what it pointed at is kept. Concurrent changes follow each other, none is lost.
+
+        ``expect``: the fingerprint the name must have now ("" = none yet), else CommitConflict.
+        """
+        return set_ref(self, name, manifest, note, expect)
+
+    def rollback(self, name: str) -> RefValue:
+        """Point a name at what it pointed at before. RefNotFound when there is nothing to go back to."""
+        return rollback(self, name)
+
+    def resolve(self, ref: str) -> Manifest:
+        """The artifact called by a name, a fingerprint, four or more of its first digits, or its manifest's URI.
+
+        RefNotFound lists what is near, or the candidates.
+        """
+        return resolve(self, ref)
+
+    # the store itself
+
+    def probe(self) -> StoreProbe:
+        """Find out by trying what the store honours. Asked once per instance."""
+        if self._probed is None:
+            self._probed = StoreProbe(*self.backend.conditional())
+        return self._probed
+
+    def require_create_only(self) -> None:
+        """UnsafeStore when two writers could overwrite each other here."""
+        if not self.probe().create_only:
+            raise UnsafeStore(f"{self.uri} ignores create-only writes, so several writers at once are refused; run one at a time, or use a store that honours If-None-Match")
+
+    def admit(self, *, concurrent: bool = False) -> StoreProbe:
+        """The check before a run writes: probes the store, and warns (or, when ``concurrent``, UnsafeStore) if it is unsafe."""
+        if concurrent:
+            self.require_create_only()
+        elif not self.probe().create_only:
+            log.warning("%s ignores create-only writes: run one writer at a time, or finished work may be overwritten", self.uri)
+        return self.probe()
+
+    def sweep(self, older_than_s: float = 86_400, dry_run: bool = False) -> SweepReport:
+        """Remove what nobody names and what killed writers left, when older than ``older_than_s``. See ``tasks.sweep``."""
+        return sweep(self, older_than_s, dry_run)
+
+    # internals
+
+    def _parse(self, key: str, data: bytes) -> Manifest:
+        try:
+            return Manifest.from_bytes(data, self.url(key))
+        except CorruptObject as error:
+            raise CorruptObject(f"{self.url(key)} is damaged; {_CURE}") from error
+
+    def _part(self, fingerprint: str, n: int) -> Part | None:
+        key = self.part_key(fingerprint, n)
+        data = self.backend.get(key)
+        if data is None:
+            return None
+        try:
+            body = unseal(data, self.url(key))
+            part = Part(**body["part"])
+            if (body["fingerprint"], body["n"]) != (fingerprint, n):
+                raise CorruptObject(f"{self.url(key)} is the receipt of another piece")
+            for obj in part.objects:
+                stat = self.backend.stat(obj.key)
+                if stat is None or stat.bytes != obj.bytes:
+                    raise CorruptObject(f"{self.url(key)} names {obj.key}, which has {stat.bytes if stat else 'no'} bytes, expected {obj.bytes}")
+        except (CorruptObject, ValidationError, KeyError, TypeError) as error:
+            log.warning("%s; this piece is made again", error if isinstance(error, CorruptObject) else f"{self.url(key)} is not a receipt")
+            return None
+        return part
+
+    def _is_verified(self, path: Path, obj: ObjectRef) -> bool:
+        """Whether a file holds the object. Read once per process, and again when its size or time has changed."""
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return False
+        seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino, obj.sha256)
+        if self._verified.get(path) == seen:
+            return True
+        with local_errors(path):
+            if stat.st_size != obj.bytes or hash_file(path) != obj.sha256:
+                return False
+        self._verified[path] = seen
+        return True
+
+    def _download(self, obj: ObjectRef, path: Path) -> None:
+        """Fill ``path`` with what the store has; nothing when it has nothing. Whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with local_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                for _ in (1, 2):  # damage may have happened on the way here
+                    with temporary.open("wb") as file:
+                        file.writelines(self.backend.blocks(obj.key, obj.bytes) or ())
+                    if hash_file(temporary) == obj.sha256:
+                        os.replace(temporary, path)
+                        return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _measure(self, obj: ObjectRef) -> tuple[int | None, str | None]:
+        """Size and hash of what the store holds for an object; None, None when nothing."""
+        blocks = self.backend.blocks(obj.key, obj.bytes)
+        if blocks is None:
+            return None, None
+        digest, size = hashlib.sha256(), 0
+        for block in blocks:
+            digest.update(block)
+            size += len(block)
+        return size, digest.hexdigest()
+
+    def _problem(self, obj: ObjectRef) -> tuple[str, str] | None:
+        for _ in (1, 2):
+            size, found = self._measure(obj)
+            if found == obj.sha256 and size == obj.bytes:
+                return None
+        self._quarantine(obj, size, found)
+        return obj.key, _difference(obj, size, found)
+
+    def _quarantine(self, obj: ObjectRef, size: int | None, found: str | None) -> CorruptObject:
+        """Record a damaged object and return the error to raise."""
+        record = {
+            "key": obj.key, "role": obj.role, "expected_sha256": obj.sha256, "expected_bytes": obj.bytes,
+            "found_sha256": found or "", "found_bytes": size, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        try:
+            self.backend.write(f"quarantine/{obj.sha256}.json", canonical_json(record))
+        except StoreUnreachable as error:  # a read-only store: the finding itself is what matters
+            log.warning("the damage of %s is not recorded: %s", obj.key, error)
+        return CorruptObject(
+            f"{self.url(obj.key)} {_difference(obj, size, found)}; restore it from a backup, or delete the manifests that name it and run again: "
+            "the object is then made anew"
+        )
+
+    def _map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        items = list(items)
+        if self.backend.workers == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(self.backend.workers) as pool:
+            return list(pool.map(function, items))
+
+
+_CURE = "delete this file and run the step again (its finished pieces are reused), or restore it from a backup"
+
+
+def _difference(obj: ObjectRef, size: int | None, found: str | None) -> str:
+    if size is None:
+        return "is missing"
+    if size != obj.bytes:
+        return f"has {size} bytes, expected {obj.bytes}"
+    return f"hashes to {(found or '')[:12]}, expected {obj.sha256[:12]}"
+
+
+def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> S3Backend:
+    if not bucket or "@" in bucket or ":" in bucket:  # the text is not repeated: it may hold a password
+        raise UsageError("an s3:// store is s3://bucket/prefix; credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if prefix:
+        check_key(prefix)
+    host = urlsplit(options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").netloc
+    return S3Backend(bucket, prefix, S3Filesystem(options), endpoint=host.rpartition("@")[2], patience_s=options.patience_s)
+
+
+def _reopen(uri: str, options: StoreOptions) -> Store:
+    return Store.open(uri, options=options)
