@@ -1,0 +1,219 @@
+"""The decoder-only transformer over [start][text][image]: one trunk, one head per modality.
+
+Axes: B rows, L text positions, N image tokens, T = L + N inputs (start and text take L + 1, the image N - 1: the
+last image token is never read). Text id 0 is both padding and the end of the caption; every padded position has its
+own learned embedding (paper, section 2.2), and an empty caption, all padding, is the null caption of guidance.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from dalle_model.attention import Attention, LayerCache, Norm, rotary_table
+from dalle_model.config import ModelConfig
+from dalle_model.errors import DataError
+
+PAD = 0
+
+
+class DalleShape(BaseModel):
+    """What a transformer must know about its tokens; stored with the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_vocab: int
+    max_text_tokens: int
+    image_vocab: int
+    grid: int
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N."""
+        return self.grid**2
+
+
+class SwiGlu(nn.Module):
+    """down(silu(gate) * up), the down projection starting at zero (Shazeer 2020)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+        nn.init.normal_(self.up.weight, std=dim**-0.5)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * value)
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each on a residual branch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_attention = Norm(config.dim, config.norm)
+        self.attention = Attention(config.dim, config.heads, config.norm)
+        self.norm_mlp = Norm(config.dim, config.norm)
+        self.mlp = SwiGlu(config.dim, config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
+        return out
+
+    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
+        return self._mlp(x + self.dropout(self.attention(self.norm_attention(x), rotary)))
+
+    def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache) -> Tensor:
+        """As ``forward`` for the first positions, filling the cache."""
+        return self._mlp(x + self.attention.prefill(self.norm_attention(x), rotary, cache))
+
+    def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int) -> Tensor:
+        """One more position."""
+        return self._mlp(x + self.attention.step(self.norm_attention(x), rotary, cache, position))
+
+
+@dataclass
+class KVCache:
+    """Keys and values of all layers and how many positions are filled."""
+
+    layers: list[LayerCache]
+    length: int = 0
+
+
+class Dalle(nn.Module):
+    """Text and image tokens to hidden states; ``text_logits`` and ``image_logits`` read them."""
+
+    def __init__(self, config: ModelConfig, shape: DalleShape) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        dim = config.dim
+        self.start_embed = nn.Parameter(torch.randn(dim) * 0.02)
+        self.text_embed = nn.Embedding(shape.text_vocab, dim)
+        self.pad_embed = nn.Parameter(torch.randn(shape.max_text_tokens, dim) * 0.02)
+        self.image_embed = nn.Embedding(shape.image_vocab, dim)
+        self.position_embed = nn.Parameter(torch.randn(shape.max_text_tokens + shape.num_image_tokens, dim) * 0.02)
+        for table in (self.text_embed, self.image_embed):
+            nn.init.normal_(table.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_out = Norm(dim, config.norm)
+        self.text_head = nn.Linear(dim, shape.text_vocab, bias=False)
+        self.image_head = nn.Linear(dim, shape.image_vocab, bias=False)
+        for head in (self.text_head, self.image_head):
+            nn.init.zeros_(head.weight)  # the first loss is exactly ln K
+        table = rotary_table(shape.max_text_tokens + 1, shape.grid, dim // config.heads)
+        self.register_buffer("rotary", table[:, :-1], persistent=False)
+        self.rotary: Tensor
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(p.numel() for p in self.parameters())
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Integer text [B, L] -> [B, L + 1, dim]: the start vector, then tokens or the pad vector of their place."""
+        tokens = torch.where((text == PAD).unsqueeze(-1), self.pad_embed, self.text_embed(text))
+        start = self.start_embed.expand(text.shape[0], 1, -1)
+        return torch.cat([start, tokens], dim=1) + self.position_embed[: text.shape[1] + 1]
+
+    def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
+        """Image ids [B, n] that stand at places first..first+n-1 of the picture -> [B, n, dim]."""
+        offset = self.shape.max_text_tokens + 1 + first
+        embedded: Tensor = self.image_embed(image) + self.position_embed[offset : offset + image.shape[1]]
+        return embedded
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        """Text ids int64 [B, L] (0 = padding) and image ids int64 [B, N] -> hidden states [B, L + N, dim].
+
+        Position t < L predicts text token t, position L + n predicts image token n.
+        """
+        x = torch.cat([self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
+        for block in self.blocks:
+            x = block(x, self.rotary)
+        hidden: Tensor = self.norm_out(x)
+        return hidden
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, T, dim] of all positions -> float32 logits [B, L, text_vocab]."""
+        logits: Tensor = self.text_head(hidden[:, : self.shape.max_text_tokens])
+        return logits.float()
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, T, dim] of all positions -> float32 logits [B, N, image_vocab]."""
+        logits: Tensor = self.image_head(hidden[:, self.shape.max_text_tokens :])
+        return logits.float()
+
+    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """An empty cache for ``rows`` sequences."""
+        size = (rows, self.config.heads, self.rotary.shape[1], self.config.dim // self.config.heads)
+        zeros = [LayerCache(*(torch.zeros(size, dtype=dtype, device=device) for _ in range(2))) for _ in self.blocks]
+        return KVCache(zeros)
+
+    def prefill(self, text: Tensor, cache: KVCache) -> Tensor:
+        """Read whole captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
+        x = self.embed_text(text)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)  # type: ignore[operator]
+        cache.length = x.shape[1]
+        logits: Tensor = self.image_head(self.norm_out(x[:, -1]))
+        return logits.float()
+
+    def step(self, image: Tensor, place: int, cache: KVCache) -> Tensor:
+        """Image ids [B] at ``place`` (0-based) -> float32 logits [B, image_vocab] of place + 1."""
+        x = self.embed_image(image.unsqueeze(1), place)
+        position = self.shape.max_text_tokens + 1 + place
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x = block.step(x, self.rotary[:, position : position + 1], layer, position)  # type: ignore[operator]
+        cache.length = position + 1
+        logits: Tensor = self.image_head(self.norm_out(x[:, 0]))
+        return logits.float()
+
+
+def build_dalle(config: ModelConfig, shape: DalleShape, generator: torch.Generator) -> Dalle:
+    """A transformer whose fresh weights are a pure function of the generator's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        return Dalle(config, shape)
+
+
+def dalle_to_bytes(model: Dalle) -> tuple[bytes, bytes]:
+    """(weights as safetensors, config as JSON)."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    config = {"model": model.config.model_dump(mode="json"), "shape": model.shape.model_dump(mode="json")}
+    return save_tensors(tensors), json.dumps(config, sort_keys=True, indent=1).encode()
+
+
+def dalle_from_bytes(weights: bytes, config: bytes) -> Dalle:
+    """The inverse of ``dalle_to_bytes``, in eval mode. DataError when weights and config do not fit each other."""
+    parsed = json.loads(config)
+    model = Dalle(ModelConfig(**parsed["model"]), DalleShape(**parsed["shape"]))
+    try:
+        model.load_state_dict(load_tensors(weights))
+    except RuntimeError as error:
+        raise DataError(f"transformer weights do not fit their config: {str(error).splitlines()[0]}; take both from one artifact") from error
+    return model.eval()
+
+
+def save(model: Dalle, folder: Path) -> None:
+    """Write ``weights.safetensors`` and ``config.json`` into ``folder`` (created when absent)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, config = dalle_to_bytes(model)
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "config.json").write_bytes(config)
+
+
+def load(folder: Path) -> Dalle:
+    """Read what ``save`` wrote."""
+    return dalle_from_bytes((folder / "weights.safetensors").read_bytes(), (folder / "config.json").read_bytes())

@@ -1,0 +1,74 @@
+"""Figures that need no network: pixel distances, code usage, likelihood units, and recognisability."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal to noise ratio in dB of pictures [B, 3, H, W] in [0, 1] -> float32 [B]; equal pictures give 100."""
+    mse = (a.float() - b.float()).square().flatten(1).mean(1)
+    return -10 * torch.log10(mse.clamp(min=1e-10))
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures [B, C, H, W] in [0, 1] -> float32 [B].
+
+    Gaussian window of 11 px and sigma 1.5, population variances, valid positions only: scikit-image's
+    ``structural_similarity(gaussian_weights=True, use_sample_covariance=False)`` without its border.
+    """
+    a, b = a.float(), b.float()
+    channels = a.shape[1]
+    window = min(window, a.shape[-1] - (a.shape[-1] + 1) % 2)
+    places = torch.arange(window, dtype=torch.float32, device=a.device) - window // 2
+    line = torch.exp(-(places**2) / (2 * sigma**2))
+    line = line / line.sum()
+    kernel = torch.outer(line, line).expand(channels, 1, -1, -1)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, kernel, groups=channels)
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b, cov = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return value.flatten(1).mean(1)
+
+
+def code_usage(ids: Tensor, vocab_size: int) -> tuple[float, int]:
+    """(perplexity of the code histogram, number of codes never used) of integer ids of any shape."""
+    counts = torch.bincount(ids.flatten().long(), minlength=vocab_size).double()
+    p = counts / counts.sum()
+    entropy = -(p[p > 0] * p[p > 0].log()).sum()
+    return float(entropy.exp()), int((counts == 0).sum())
+
+
+def bits_per_pixel(nats_per_token: float, num_tokens: int, image_px: int) -> float:
+    """Bits that the token prior spends per pixel of the picture: nats per token x tokens / ln 2 / px²."""
+    return nats_per_token * num_tokens / math.log(2) / image_px**2
+
+
+def nearest(generated: Tensor, training: Tensor) -> Tensor:
+    """Index of the training picture nearest to each generated one, by mean squared error at half resolution.
+
+    generated [n, 3, H, W], training [m, 3, H, W], both in [0, 1] -> int64 [n]. Ties go to the lowest index.
+    """
+    small_g, small_t = (F.avg_pool2d(x.float(), 2).flatten(1) for x in (generated, training))
+    # |g - t|² without the n x m x pixels difference; float64, as the difference of large sums cancels
+    cross = small_g.double() @ small_t.double().T
+    distance = small_t.double().square().sum(1) - 2 * cross
+    return distance.argmin(1)
+
+
+def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
+    """Share of generated pictures whose nearest training picture is their caption's own.
+
+    generated [n, 3, H, W], training [m, 3, H, W] in [0, 1]; own_index int64 [n] into ``training``. A picture that
+    equals its own exactly counts also when a duplicate has a lower index.
+    """
+    found = nearest(generated, training)
+    half = F.avg_pool2d(training.float(), 2)
+    same = (half[found] == half[own_index]).flatten(1).all(1)
+    return float((same | (found == own_index)).double().mean())

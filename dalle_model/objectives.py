@@ -1,0 +1,213 @@
+"""What each network minimises: a batch as a pure function of the step, and the loss of some of its rows.
+
+The loss of a part of a batch is already divided by the size of the whole batch over all ranks, so that parts add up:
+neither the micro-batch size nor the number of ranks changes the sum.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dalle_model.config import OptimConfig, TokenizerConfig, TrainConfig
+from dalle_model.dalle import PAD, Dalle
+from dalle_model.runtime import Runtime
+from dalle_model.token_batches import RowOrder, TokenRows
+from dalle_model.tokenizers.base import to_unit
+from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
+from dalle_model.tokenizers.fsq import FsqTokenizer
+
+_DROP, _NOISE = 0xD309, 0x6015E  # stream numbers under Runtime.seed
+
+Batch = dict[str, Tensor]
+"""Named tensors with the rank's rows in axis 0; a zero-dimensional tensor belongs to the whole batch."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """total: scalar to differentiate. terms: detached scalars for the curve; both add up over parts and ranks."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+class Objective(ABC):
+    """A network, its data, and the loss of one on the other."""
+
+    network: nn.Module
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """This rank's rows of update ``step``: a pure function of (seed, step, rank)."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
+        """Loss of the rows in ``batch``, a part of what ``batch(step)`` gave. ``network`` may be wrapped."""
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Values that move with the step, for the curve."""
+        return {}
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear head, chunk by chunk: logits of all rows never exist together.
+
+    The gradient is made in the forward pass while a chunk's logits are still in the cache, so nothing is kept or
+    computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, chunk: int) -> Tensor:
+        """hidden [R, dim], head [K, dim], targets int64 [R] -> sum of -ln p over rows, float32 scalar."""
+        x, w = hidden.detach().to(dtype), head.detach().to(dtype)
+        grad_x = torch.empty_like(x)
+        grad_w = torch.zeros(w.shape, dtype=torch.float32, device=w.device)
+        total = torch.zeros((), dtype=torch.float32, device=w.device)
+        for start in range(0, len(x), chunk):
+            rows, wanted = x[start : start + chunk], targets[start : start + chunk, None]
+            log_p = torch.log_softmax(torch.mm(rows, w.t()), -1, dtype=torch.float32)
+            picked = log_p.gather(1, wanted)
+            total -= picked.sum()
+            p = log_p.exp_().scatter_add_(1, wanted, torch.full_like(picked, -1.0)).to(dtype)
+            grad_x[start : start + chunk] = torch.mm(p, w)
+            grad_w += torch.mm(p.t(), rows)
+        ctx.save_for_backward(grad_x.to(hidden.dtype), grad_w.to(head.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients made in the forward pass."""
+        grad_x, grad_w = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_x * grads[0], grad_w * grads[0], None, None, None
+
+
+def head_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, runtime: Runtime, chunk: int = 1024) -> Tensor:
+    """Sum over rows of the cross-entropy of ``head(hidden)``, float32 scalar, without holding all logits."""
+    dtype = runtime.dtype if runtime.dtype != torch.float32 else hidden.dtype
+    total: Tensor = ChunkedCrossEntropy.apply(hidden, head.weight, targets, dtype, chunk)  # type: ignore[no-untyped-call]
+    return total
+
+
+class DalleObjective(Objective):
+    """Text and image cross-entropies, each over its own token count, weighted 1/8 and 7/8 (paper, section 2.2)."""
+
+    def __init__(self, model: Dalle, rows: TokenRows, config: TrainConfig, runtime: Runtime) -> None:
+        self.network: nn.Module = model
+        self.model = model
+        self._rows = rows
+        self._config = config
+        self._runtime = runtime
+        self._order = RowOrder(len(rows.image), config.optim.batch_size, runtime, rows.weights)
+
+    def batch(self, step: int) -> Batch:
+        """text [b, L], image [b, N], keep_text [b], and the whole batch's number of text targets."""
+        rows = self._order.rows(step)
+        text, image = self._rows.gather(rows)
+        generator = self._runtime.generator(_DROP, step)
+        keep = torch.rand(len(rows), generator=generator) >= self._config.condition_dropout
+        text = text * keep.unsqueeze(1)
+        num_text = (text_targets(text) & keep.unsqueeze(1)).sum()
+        mine = self._order.part()
+        return {"text": text[mine], "image": image[mine], "keep_text": keep[mine], "num_text": num_text}
+
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
+        """Nats per token of either kind, weighted."""
+        hidden = network(batch["text"], batch["image"])
+        length = self.model.shape.max_text_tokens
+        targets = text_targets(batch["text"]) & batch["keep_text"].unsqueeze(1)
+        text_sum = head_cross_entropy(hidden[:, :length][targets], self.model.text_head, batch["text"][targets], self._runtime)
+        image_sum = head_cross_entropy(
+            hidden[:, length:].flatten(0, 1), self.model.image_head, batch["image"].flatten(), self._runtime
+        )
+        text_loss = text_sum / batch["num_text"].clamp(min=1)
+        image_loss = image_sum / (self._config.optim.batch_size * batch["image"].shape[1])
+        share = self._config.text_loss_share
+        total = share * text_loss + (1 - share) * image_loss
+        return Loss(total, {"loss": total.detach(), "loss_text": text_loss.detach(), "loss_image": image_loss.detach()})
+
+
+def text_targets(text: Tensor) -> Tensor:
+    """Which of the text positions [B, L] are trained: the caption's tokens and the one padding that ends it."""
+    before = torch.cat([torch.ones_like(text[:, :1]), text[:, :-1]], dim=1)
+    return (text != PAD) | (before != PAD)
+
+
+class _PictureObjective(Objective):
+    """Pictures as uint8 [R, 3, H, W] in memory (or a memory map), in the order of ``RowOrder``."""
+
+    def __init__(self, pictures: NDArray[np.uint8], optim: OptimConfig, runtime: Runtime) -> None:
+        self._pictures = pictures
+        self._runtime = runtime
+        self._batch_size = optim.batch_size
+        self._order = RowOrder(len(pictures), optim.batch_size, runtime)
+
+    def batch(self, step: int) -> Batch:
+        """images uint8 [b, 3, H, W], and each row's place in the whole batch."""
+        mine = self._order.rows(step)[self._order.part()]
+        part = self._order.part()
+        return {"images": torch.from_numpy(self._pictures[mine]), "place": torch.arange(part.start, part.stop)}
+
+
+class FsqObjective(_PictureObjective):
+    """Mean absolute and mean squared error of the reconstruction, mixed by ``l1_share``."""
+
+    def __init__(self, tokenizer: FsqTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> None:
+        super().__init__(pictures, config.optim, runtime)
+        self.network: nn.Module = tokenizer
+        self._l1_share = config.l1_share
+
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
+        """Per value, averaged over the whole batch."""
+        images = to_unit(batch["images"])
+        error = network(images) - images
+        share = len(images) / self._batch_size
+        l1, l2 = error.abs().mean() * share, error.square().mean() * share
+        total = self._l1_share * l1 + (1 - self._l1_share) * l2
+        return Loss(total, {"loss": total.detach(), "l1": l1.detach(), "l2": l2.detach()})
+
+
+class DvaeObjective(_PictureObjective):
+    """The paper's loss. Its schedules, given in updates for 3 million, keep their share of the run (recipe 1D)."""
+
+    def __init__(self, tokenizer: DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> None:
+        super().__init__(pictures, config.optim, runtime)
+        self.network: nn.Module = tokenizer
+        self._config = config
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Temperature over the first 5 % (paper: 150,000 of 3,000,000), KL weight over the first 0.2 %."""
+        steps = self._config.optim.steps
+        return {
+            "temperature": temperature(step, self._config.final_temperature, max(1, math.ceil(steps * 0.05))),
+            "kl_weight": kl_weight(step, self._config.kl_weight, max(1, math.ceil(steps * 0.002))),
+        }
+
+    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
+        """``dvae_loss`` over the whole batch; noise depends on a row's place in it, not on how it was split."""
+        now = self.schedule(step)
+        mapped = map_pixels(to_unit(batch["images"]))
+        grid, codes = self._config.grid, self._config.num_codes
+        noise = torch.stack(
+            [gumbel_noise((codes, grid, grid), self._runtime.generator(_NOISE, step, int(p)), mapped.device) for p in batch["place"]]
+        )
+        maps, logits = network(mapped, now["temperature"], noise)
+        share = len(mapped) / self._batch_size
+        total = dvae_loss(mapped, maps, logits, now["kl_weight"]) * share
+        likelihood = dvae_loss(mapped, maps.detach(), logits.detach(), 0.0) * share
+        mse = F.mse_loss(torch.sigmoid(maps.detach()[:, :3]), mapped) * share
+        return Loss(total, {"loss": total.detach(), "nll_per_value": likelihood, "l2": mse})
+
+
+def tokenizer_objective(
+    tokenizer: FsqTokenizer | DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
+) -> Objective:
+    """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]."""
+    if isinstance(tokenizer, FsqTokenizer):
+        return FsqObjective(tokenizer, pictures, config, runtime)
+    return DvaeObjective(tokenizer, pictures, config, runtime)

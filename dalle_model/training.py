@@ -1,0 +1,179 @@
+"""The one training loop, for every network.
+
+Everything random is a pure function of (seed, step, rank), so a run resumed from a checkpoint equals the
+undisturbed one bit for bit on a CPU with the same number of threads.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dalle_model.checkpoint import TrainState, capture, restore
+from dalle_model.config import OptimConfig
+from dalle_model.errors import DataError, DeviceError, TrainingDiverged
+from dalle_model.objectives import Batch, Objective
+from dalle_model.optim import build_optimizers, lr_share, set_lr, update_average
+from dalle_model.runtime import Runtime
+
+_DROPOUT = 0xD120  # stream number under Runtime.seed
+
+Report = Callable[[dict[str, float]], None]
+Save = Callable[[TrainState], None]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """curve: logged points (deterministic: no times). micro_batch_size: what fitted. seconds, rows_per_s: of this call."""
+
+    steps: int
+    curve: list[dict[str, float]]
+    micro_batch_size: int
+    seconds: float
+    rows_per_s: float
+
+
+@dataclass
+class _Run:
+    """What changes while training."""
+
+    network: nn.Module
+    wrapped: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    average: dict[str, Tensor]
+    micro: int
+
+
+def fit(
+    objective: Objective,
+    optim: OptimConfig,
+    runtime: Runtime,
+    *,
+    resume: TrainState | None = None,
+    save: Save | None = None,
+    report: Report | None = None,
+    data: str = "",
+) -> FitResult:
+    """Train ``objective.network`` in place for ``optim.steps`` updates; it ends with the averaged weights when ``ema`` is set.
+
+    resume: a state of an earlier run of the same configuration. save: called on rank 0 every ``checkpoint_every``
+    updates and at the end. report: called every ``log_every`` updates with the point of the curve and the speed.
+    data: digest of the training data; a checkpoint of other data is refused.
+
+    Raises TrainingDiverged on a non-finite loss or gradient, DataError when ``resume`` does not belong here,
+    DeviceError when not even one row fits into memory.
+    """
+    if resume is not None and resume.data != data:
+        raise DataError(f"the checkpoint was trained on data {resume.data[:12]!r}, not {data[:12]!r}; start afresh or give that data")
+    with torch.random.fork_rng(devices=[]):
+        run = _start(objective, optim, runtime, resume)
+        curve: list[dict[str, float]] = list(resume.curve) if resume else []
+        first = resume.step if resume else 0
+        started = mark = time.perf_counter()
+        marked = first
+        for step in range(first, optim.steps):
+            terms = _update(objective, run, optim, runtime, step)
+            done = step + 1
+            if done % optim.log_every == 0 or done == optim.steps:
+                point = {"step": float(done), "lr": lr_share(optim, step) * optim.lr, **terms, **objective.schedule(step)}
+                curve.append(point)
+                now = time.perf_counter()
+                if report:
+                    report({**point, "rows_per_s": (done - marked) * optim.batch_size / (now - mark), "steps": float(optim.steps)})
+                mark, marked = now, done
+            if save and runtime.rank == 0 and (done % optim.checkpoint_every == 0 or done == optim.steps):
+                facts = {"step": done, "data": data, "micro_batch_size": run.micro, "curve": list(curve)}
+                save(capture(run.network, run.optimizers, run.average, **facts))
+        _publish_average(run)
+    seconds = time.perf_counter() - started
+    rate = (optim.steps - first) * optim.batch_size / seconds if seconds > 0 else 0.0
+    return FitResult(optim.steps, curve, run.micro, seconds, rate)
+
+
+def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: TrainState | None) -> _Run:
+    network = objective.network.to(runtime.device)
+    network.train()
+    optimizers = build_optimizers(network, optim)
+    average = {n: p.detach().clone() for n, p in network.named_parameters()} if optim.ema else {}
+    micro = min(optim.micro_batch_size or optim.batch_size, max(1, optim.batch_size // runtime.world))
+    if resume is not None:
+        if resume.step > optim.steps:
+            raise DataError(f"the checkpoint is at step {resume.step}, beyond the {optim.steps} steps of this run; raise optim.steps")
+        restore(resume, network, optimizers, average)
+        micro = min(micro, resume.micro_batch_size)
+    wrapped = DistributedDataParallel(network) if runtime.world > 1 else network
+    return _Run(network, wrapped, optimizers, average, micro)
+
+
+def _update(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtime, step: int) -> dict[str, float]:
+    """One optimiser update; returns the logged terms."""
+    whole = objective.batch(step)
+    while True:
+        try:
+            terms = _gradients(objective, run, runtime, whole, step)
+            break
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if run.micro <= 1 or runtime.world > 1:  # another rank would wait for ever in its all-reduce
+                remedy = "use a smaller network or picture" if run.micro <= 1 else "set a smaller micro_batch_size"
+                raise DeviceError(f"out of memory on {runtime.device} with {run.micro} rows per forward pass; {remedy}") from error
+            run.micro = max(1, run.micro // 2)
+            if runtime.device.type == "cuda":
+                torch.cuda.empty_cache()
+    if not math.isfinite(terms["loss"]):
+        raise TrainingDiverged(f"the loss is {terms['loss']} at step {step + 1}; lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}")
+    params = [p for p in run.network.parameters() if p.grad is not None]
+    norm = float(torch.nn.utils.clip_grad_norm_(params, optim.clip_norm or math.inf))
+    if not math.isfinite(norm):
+        raise TrainingDiverged(f"the gradient norm is {norm} at step {step + 1}; lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}")
+    set_lr(run.optimizers, lr_share(optim, step))
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if run.average:
+        update_average(run.average, run.network, optim.ema)
+    return {**terms, "grad_norm": norm}
+
+
+def _gradients(objective: Objective, run: _Run, runtime: Runtime, whole: Batch, step: int) -> dict[str, float]:
+    """Accumulate the gradient of one batch over its micro-batches; returns the terms summed over parts and ranks."""
+    for p in run.network.parameters():
+        p.grad = None
+    # dropout masks depend on the step, not on what was drawn before: a resumed run draws the same
+    torch.manual_seed(runtime.generator(_DROPOUT, step, runtime.rank).initial_seed())
+    rows = next(len(v) for v in whole.values() if v.dim())
+    totals: dict[str, Tensor] = {}
+    for start in range(0, rows, run.micro):
+        part = {k: (v[start : start + run.micro] if v.dim() else v).to(runtime.device, non_blocking=True) for k, v in whole.items()}
+        last = start + run.micro >= rows
+        quiet = nullcontext() if last or not isinstance(run.wrapped, DistributedDataParallel) else run.wrapped.no_sync()
+        with quiet:
+            with runtime.autocast():
+                loss = objective.loss(run.wrapped, part, step)
+            (loss.total * runtime.world).backward()  # type: ignore[no-untyped-call]  # ranks are averaged, parts are summed
+        for name, value in loss.terms.items():
+            totals[name] = totals[name] + value if name in totals else value
+    stacked = torch.stack([v.float() for v in totals.values()])
+    if runtime.world > 1:
+        torch.distributed.all_reduce(stacked)
+    return dict(zip(totals, stacked.tolist(), strict=True))
+
+
+@torch.no_grad()
+def _publish_average(run: _Run) -> None:
+    for name, p in run.network.named_parameters():
+        if name in run.average:
+            p.copy_(run.average[name])
+    run.network.eval()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
