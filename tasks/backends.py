@@ -87,7 +87,10 @@ class Backend(Protocol):
 def check_key(key: str) -> str:
     """The key itself; StoreError for one that could leave the store (``..``, absolute) or is not plain ASCII."""
     if not _KEY.fullmatch(key):
-        raise StoreError(f"{key!r} is no key of the store: letters, digits and . _ - in parts joined by /, no part starting with a dot")
+        raise StoreError(
+            f"{key!r} is no key of the store: letters, digits and . _ - in parts joined by /, "
+            "no part starting with a dot"
+        )
     return key
 
 
@@ -113,11 +116,27 @@ def local_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left at {path}; free some or choose another place with --store. What is finished is kept: run the same command again") from error
+            raise StoreFull(
+                f"no space left at {path}; free some or choose another place with --store. "
+                "What is finished is kept: run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreUnreachable(f"{path} may not be used by this user ({os.strerror(error.errno)}); change its permissions or choose another place with --store") from error
-        if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ELOOP, errno.ENAMETOOLONG):
-            raise StoreUnreachable(f"{path} cannot be used as a store ({os.strerror(error.errno)}); choose a folder with --store") from error
+            raise StoreUnreachable(
+                f"{path} may not be used by this user ({os.strerror(error.errno)}); "
+                "change its permissions or choose another place with --store"
+            ) from error
+        if error.errno in (
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EIO,
+            errno.ESTALE,
+            errno.ENOTCONN,
+            errno.ELOOP,
+            errno.ENAMETOOLONG,
+        ):
+            raise StoreUnreachable(
+                f"{path} cannot be used as a store ({os.strerror(error.errno)}); choose a folder with --store"
+            ) from error
         raise
 
 
@@ -191,8 +210,10 @@ class LocalBackend:
                 return
             with self._temporary(path, source) as temporary:
                 if hash_file(temporary) != sha256:
-                    raise StoreError(f"{source if isinstance(source, Path) else key} changed while it was stored; run the step again")
-                # A file of this name with other bytes is damaged: replacing it is the cure. Two writers bring equal bytes.
+                    raise StoreError(
+                        f"{source if isinstance(source, Path) else key} changed while it was stored; run the step again"
+                    )
+                # A file of this name with other bytes is damaged: replacing it is the cure.
                 self._os.replace(temporary, path) if path.exists() else self._link(temporary, path)
                 self._sync_folder(path.parent)
 

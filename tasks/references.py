@@ -41,7 +41,7 @@ class Target(BaseModel):
 
 
 class RefValue(BaseModel):
-    """A name's record. ``previous`` is what a rollback goes back through; ``history`` is every target there ever was."""
+    """A name's record. ``previous`` is what a rollback goes back through; ``history`` every target there was."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,6 +54,16 @@ class RefValue(BaseModel):
     def fingerprint(self) -> str:
         """Fingerprint of the artifact the name points at."""
         return self.current.fingerprint
+
+    @property
+    def step(self) -> str:
+        """Step that made it."""
+        return self.current.step
+
+    @property
+    def kind(self) -> str:
+        """Kind of that artifact."""
+        return self.current.kind
 
 
 class Known(NamedTuple):
@@ -68,7 +78,9 @@ def ref_key(name: str) -> str:
     if not NAME.fullmatch(name) or len(name) > 100:
         raise UsageError(f"{name!r} cannot be a name: at most 100 of a-z 0-9 . _ - and a letter or digit first")
     if _HEX.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a name: it reads like the start of a fingerprint; add a letter beyond f, or a dash")
+        raise UsageError(
+            f"{name!r} cannot be a name: it reads like the start of a fingerprint; add a letter beyond f, or a dash"
+        )
     return f"refs/{name}.json"
 
 
@@ -79,7 +91,9 @@ def parse_ref(name: str, data: bytes, where: str) -> RefValue:
     except (CorruptObject, ValidationError, TypeError):
         raise CorruptObject(f"{where} is damaged; set the name again with `dalle promote REF --as {name}`") from None
     if value.name != name:
-        raise CorruptObject(f"{where} holds the record of {value.name!r}; set the name again with `dalle promote REF --as {name}`")
+        raise CorruptObject(
+            f"{where} holds the record of {value.name!r}; set the name again with `dalle promote REF --as {name}`"
+        )
     return value
 
 
@@ -89,12 +103,20 @@ def set_ref(store: "Store", name: str, manifest: Manifest, note: str, expect: st
 
     def move(old: RefValue | None) -> RefValue:
         if expect is not None and (old.fingerprint if old else "") != expect:
-            raise CommitConflict(f"the name {name!r} points at {old.fingerprint[:12] if old else 'nothing'}, not at {expect[:12] or 'nothing'}; look again and repeat")
+            raise CommitConflict(
+                f"the name {name!r} points at {old.fingerprint[:12] if old else 'nothing'}, "
+                f"not at {expect[:12] or 'nothing'}; look again and repeat"
+            )
         if old is None:
             return RefValue(name=name, current=target, history=(target,))
         if old.fingerprint == target.fingerprint:
             return old
-        return RefValue(name=name, current=target, previous=(*old.previous, old.current), history=(*old.history, target)[-_MAX_HISTORY:])
+        return RefValue(
+            name=name,
+            current=target,
+            previous=(*old.previous, old.current),
+            history=(*old.history, target)[-_MAX_HISTORY:],
+        )
 
     return _change(store, name, move)
 
@@ -106,11 +128,18 @@ def rollback(store: "Store", name: str) -> RefValue:
         if old is None:
             raise RefNotFound(f"there is no name {name!r} in {store.uri}{_near(name, list(store.refs()))}")
         if not old.previous:
-            raise RefNotFound(f"the name {name!r} has pointed at {old.fingerprint[:12]} only; there is nothing to go back to")
+            raise RefNotFound(
+                f"the name {name!r} has pointed at {old.fingerprint[:12]} only; there is nothing to go back to"
+            )
         target = old.previous[-1].model_copy(update={"since": _now(), "note": f"back from {old.fingerprint[:12]}"})
         if store.find(target.step, target.fingerprint) is None:
-            raise RefNotFound(f"the artifact {target.step} {target.fingerprint[:12]} that {name!r} had before is gone from {store.uri}; the name stays")
-        return RefValue(name=name, current=target, previous=old.previous[:-1], history=(*old.history, target)[-_MAX_HISTORY:])
+            raise RefNotFound(
+                f"the artifact {target.step} {target.fingerprint[:12]} that {name!r} had before "
+                f"is gone from {store.uri}; the name stays"
+            )
+        return RefValue(
+            name=name, current=target, previous=old.previous[:-1], history=(*old.history, target)[-_MAX_HISTORY:]
+        )
 
     return _change(store, name, move)
 
@@ -135,7 +164,9 @@ def _change(store: "Store", name: str, move: Any) -> RefValue:
 def resolve(store: "Store", ref: str) -> Manifest:
     """The artifact a person means. See ``Store.resolve``."""
     if not ref:
-        raise RefNotFound("an empty reference; give a fingerprint, the start of one, a manifest's URI or a name (see `dalle ls`)")
+        raise RefNotFound(
+            "an empty reference; give a fingerprint, the start of one, a manifest's URI or a name (see `dalle ls`)"
+        )
     if ref.endswith(".json") or "/" in ref:
         return _by_uri(store, ref)
     if NAME.fullmatch(ref) and not _HEX.fullmatch(ref):
@@ -144,7 +175,10 @@ def resolve(store: "Store", ref: str) -> Manifest:
             raise _not_found(store, ref)
         manifest = store.find(value.current.step, value.fingerprint)
         if manifest is None:
-            raise RefNotFound(f"the name {ref!r} points at {value.current.step} {value.fingerprint[:12]}, which is gone from {store.uri}; roll it back or set it again")
+            raise RefNotFound(
+                f"the name {ref!r} points at {value.current.step} {value.fingerprint[:12]}, "
+                f"which is gone from {store.uri}; roll it back or set it again"
+            )
         return manifest
     return _by_prefix(store, ref.lower())
 
@@ -182,7 +216,9 @@ def _not_found(store: "Store", ref: str) -> RefNotFound:
     names = list(store.refs())
     prints = [known.fingerprint[: max(len(ref), 12)] for known in store.artifacts()]
     if len(ref) < 4:
-        return RefNotFound(f"no name {ref!r} in {store.uri}, and the start of a fingerprint needs 4 digits at least{_near(ref, names)}")
+        return RefNotFound(
+            f"no name {ref!r} in {store.uri}, and the start of a fingerprint needs 4 digits at least{_near(ref, names)}"
+        )
     return RefNotFound(f"no artifact answers to {ref!r} in {store.uri}{_near(ref, [*names, *prints])}")
 
 

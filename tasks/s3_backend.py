@@ -44,17 +44,19 @@ class S3Client(Protocol):
 
 
 class Fault(NamedTuple):
-    """What a failed request means: ``again`` and ``contact`` may be sent again, ``fatal`` may not, the rest are answers."""
+    """What a failed request means: ``again`` and ``contact`` may be repeated, ``fatal`` may not, the rest are answers."""
 
     kind: str  # absent | precondition | range | unsupported | again | contact | full | fatal
     words: str
 
 
 class _Answer(StoreError):
-    """A fault that is an answer to the question asked, e.g. the key is absent. Typed, for the places that expect none."""
+    """A fault that is an answer to the question asked, e.g. the key is absent. A StoreError where none is expected."""
 
     def __init__(self, fault: Fault, where: str) -> None:
-        super().__init__(f"{where} answers {fault.words} ({fault.kind}), which is not expected here; is it an S3 server?")
+        super().__init__(
+            f"{where} answers {fault.words} ({fault.kind}), which is not expected here; is it an S3 server?"
+        )
         self.kind = fault.kind
 
 
@@ -68,17 +70,24 @@ def classify(error: BaseException) -> Fault | None:
     source = error.__cause__ if isinstance(error.__cause__, boto.ClientError) else error
     if isinstance(source, boto.ClientError):
         return _classify_code(source.response)
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError)) or "credentials" in type(error.__cause__).__name__.lower():
+    if (
+        isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError))
+        or "credentials" in type(error.__cause__).__name__.lower()
+    ):
         return Fault("fatal", "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
     if isinstance(error, boto.ParamValidationError):
         return Fault("fatal", "the bucket's name is not a valid one")
     if isinstance(error, boto.SSLError):
-        return Fault("contact", "no trusted TLS connection: check that the endpoint speaks https and its certificate is known")
+        return Fault(
+            "contact", "no trusted TLS connection: check that the endpoint speaks https and its certificate is known"
+        )
     if isinstance(error, (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError)):
         return Fault("contact", "no server answers: check AWS_ENDPOINT_URL, the network, and that the server runs")
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
         return Fault("fatal", "the endpoint is no http:// or https:// URL: check AWS_ENDPOINT_URL")
-    if isinstance(error, (boto.BotoCoreError, boto.HTTPClientError, OSError, TimeoutError, EOFError)) or type(error).__module__.startswith("aiohttp"):
+    if isinstance(error, (boto.BotoCoreError, boto.HTTPClientError, OSError, TimeoutError, EOFError)) or type(
+        error
+    ).__module__.startswith("aiohttp"):
         return Fault("again", f"{type(error).__name__}")
     return None
 
@@ -96,14 +105,28 @@ def _classify_code(response: dict[str, Any]) -> Fault:
         return Fault("range", code)
     if status == 404 or code in ("NoSuchKey", "NoSuchUpload", "404"):
         return Fault("absent", code)
-    if status in (301, 307, 308) or code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+    if status in (301, 307, 308) or code in (
+        "PermanentRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+    ):
         return Fault("fatal", f"the bucket lies in another region ({code}): set AWS_REGION")
     if status in (401, 403) or code in _REFUSED:
         reason = _REFUSED.get(code, "access is denied")
-        return Fault("fatal", f"{reason} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy")
+        return Fault(
+            "fatal", f"{reason} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+        )
     if status == 501 or code in ("NotImplemented", "MethodNotAllowed"):
         return Fault("unsupported", code)
-    transient = ("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling", "InternalError")
+    transient = (
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
+        "IncompleteBody",
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "InternalError",
+    )
     if status >= 500 or status in (200, 408, 409, 425, 429) or code in transient:
         return Fault("again", f"{status} {code}")
     return Fault("fatal", f"the server refuses the request ({status} {code})")
@@ -141,7 +164,9 @@ class S3Backend:
 
     workers = 8
 
-    def __init__(self, bucket: str, prefix: str, client: S3Client, *, endpoint: str = "", patience_s: float = 600.0) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, client: S3Client, *, endpoint: str = "", patience_s: float = 600.0
+    ) -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
@@ -195,7 +220,9 @@ class S3Backend:
                     continue
                 self._put_object(key, data)
             return None
-        raise StoreError(f"{self.uri}/{key} appears and disappears while it is created; another program changes this store")
+        raise StoreError(
+            f"{self.uri}/{key} appears and disappears while it is created; another program changes this store"
+        )
 
     def replace(self, key: str, data: bytes, tag: str | None) -> bool:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
@@ -221,7 +248,10 @@ class S3Backend:
             found = self.stat(key)
             if found is not None and found.bytes == size:
                 return
-        raise StoreError(f"{self.uri}/{key} has {found.bytes if found else 'no'} bytes after an upload of {size}; the server lost data, do not use it")
+        raise StoreError(
+            f"{self.uri}/{key} has {found.bytes if found else 'no'} bytes after an upload of {size}; "
+            "the server lost data, do not use it"
+        )
 
     def delete(self, key: str) -> None:
         with contextlib.suppress(_Answer):
@@ -232,7 +262,10 @@ class S3Backend:
         while True:
             answer = self._request("list_objects_v2", Prefix=self._prefix + prefix, **more)
             for entry in answer.get("Contents", ()):
-                yield entry["Key"].removeprefix(self._prefix), Stat(int(entry["Size"]), entry["LastModified"].timestamp())
+                yield (
+                    entry["Key"].removeprefix(self._prefix),
+                    Stat(int(entry["Size"]), entry["LastModified"].timestamp()),
+                )
             if not answer.get("IsTruncated"):
                 return
             more = {"ContinuationToken": answer["NextContinuationToken"]}
@@ -261,9 +294,15 @@ class S3Backend:
         finally:
             self.delete(key)
         words = [
-            "create-only writes are honoured" if exclusive else "create-only writes are IGNORED: run one writer at a time",
-            "conditional replacement is honoured" if guarded else "conditional replacement is IGNORED: move names from one place at a time",
-            "uploads are checked against their checksum" if checked else "checksums of uploads are not checked: damage on the way is found by readers",
+            "create-only writes are honoured"
+            if exclusive
+            else "create-only writes are IGNORED: run one writer at a time",
+            "conditional replacement is honoured"
+            if guarded
+            else "conditional replacement is IGNORED: move names from one place at a time",
+            "uploads are checked against their checksum"
+            if checked
+            else "checksums of uploads are not checked: damage on the way is found by readers",
         ]
         return exclusive, guarded, "; ".join(words)
 
@@ -316,7 +355,9 @@ class S3Backend:
     def _ranges(self, key: str, size: int) -> Iterator[bytes]:
         for start in range(0, size, PART_BYTES):
             try:
-                answer = self._request("get_object", Key=self._key(key), Range=f"bytes={start}-{min(start + PART_BYTES, size) - 1}")
+                answer = self._request(
+                    "get_object", Key=self._key(key), Range=f"bytes={start}-{min(start + PART_BYTES, size) - 1}"
+                )
             except _Answer:
                 return  # vanished or cut meanwhile: the caller's hash will differ
             yield answer["Body"]
@@ -341,7 +382,9 @@ class S3Backend:
                 return answer
             attempt += 1
             if attempt in (3, 10, 30, 100, 300):
-                log.warning("%s does not serve (%s); trying again for up to %.0f s", self._where, fault.words, self._patience_s)
+                log.warning(
+                    "%s does not serve (%s); trying again for up to %.0f s", self._where, fault.words, self._patience_s
+                )
             # full jitter, so that workers that failed together do not come back together
             time.sleep(random.uniform(0.1, min(0.2 * 1.7**attempt, 15.0)))
 
@@ -352,10 +395,13 @@ class S3Backend:
             if waited_s < patience_s:
                 return
             raise StoreUnreachable(
-                f"{self._where} did not serve for {waited_s:.0f} s ({fault.words}). What is finished is kept: run the same command again when it does"
+                f"{self._where} did not serve for {waited_s:.0f} s ({fault.words}). "
+                "What is finished is kept: run the same command again when it does"
             )
         if fault.kind == "full":
-            raise StoreFull(f"{self._where}: {fault.words}; free some, then run the same command again: what is finished is kept")
+            raise StoreFull(
+                f"{self._where}: {fault.words}; free some, then run the same command again: what is finished is kept"
+            )
         if fault.kind == "fatal":
             raise StoreUnreachable(f"{self._where}: {fault.words}")
         raise _Answer(fault, self._where)

@@ -14,19 +14,19 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from dalle_model.config import canonical_json
-from dalle_model.errors import CommitConflict, CorruptObject, StoreUnreachable, UnsafeStore, UsageError
+from dalle_model.errors import CommitConflict, CorruptObject, UnsafeStore, UsageError
 from tasks.artifacts import ArtifactRef, Manifest, ObjectRef, Part
 from tasks.backends import Backend, LocalBackend, check_key, hash_file, local_errors
+from tasks.integrity import Found, VerifiedFiles, difference, is_present, is_sound, measure, quarantine
 from tasks.references import Known, RefValue, parse_ref, ref_key, resolve, rollback, set_ref
 from tasks.s3_backend import S3Backend
 from tasks.sealed import seal, unseal
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _EXT = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 _PART = re.compile(r"parts/([0-9a-f]+)/(\d{6,})\.json")
 _MANIFEST = re.compile(r"manifests/([A-Za-z0-9_-]+)/([0-9a-f]+)\.json")
+
+_CURE = "delete this file and run the step again (its finished pieces are reused), or restore it from a backup"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,9 +54,13 @@ class StoreOptions(BaseModel):
     secret: SecretStr = Field(default=SecretStr(""), description="Secret access key.")
     token: SecretStr = Field(default=SecretStr(""), description="Session token.")
     region: str = Field(default="", description="Region of the bucket.")
-    patience_s: float = Field(default=600.0, ge=0, le=86_400, description="How long one request is tried again during an outage, s.")
+    patience_s: float = Field(
+        default=600.0, ge=0, le=86_400, description="How long one request is tried again during an outage, s."
+    )
     connect_timeout_s: float = Field(default=5.0, gt=0, le=600, description="Limit for opening a connection, s.")
-    read_timeout_s: float = Field(default=60.0, gt=0, le=3600, description="Limit for silence on an open connection, s.")
+    read_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Limit for silence on an open connection, s."
+    )
 
 
 class StoreProbe(NamedTuple):
@@ -66,7 +72,7 @@ class StoreProbe(NamedTuple):
 
 
 class S3Filesystem:
-    """The only place where s3fs is imported and used. The filesystem is made anew in each process: it survives no fork."""
+    """The only place where s3fs is imported and used. It is made anew in each process: it survives no fork."""
 
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
@@ -129,7 +135,7 @@ class Store:
         self.uri = backend.uri
         self.options = options or StoreOptions()
         self._probed: StoreProbe | None = None
-        self._verified: dict[Path, tuple[int, int, int, str]] = {}
+        self._files = VerifiedFiles()
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -172,36 +178,46 @@ class Store:
         self.backend.put(key, source, sha256)
         return ObjectRef(key=key, sha256=sha256, bytes=size, rows=rows, role=role)
 
+    def has(self, obj: ObjectRef) -> bool:
+        """Whether an object is there, as far as a look tells: present, of its size, not quarantined."""
+        return not self.missing([obj])
+
+    def missing(self, objects: Iterable[ObjectRef]) -> list[ObjectRef]:
+        """Those of the objects that ``has`` denies; for many objects much faster."""
+        objects = list(objects)
+        quarantined = frozenset(self.keys("quarantine/"))
+        present = self._map(lambda obj: is_present(self.backend, obj, quarantined), objects)
+        return [obj for obj, there in zip(objects, present, strict=True) if not there]
+
     def read(self, obj: ObjectRef) -> bytes:
         """Content of an object, verified. CorruptObject (and a record in ``quarantine/``) when missing or different."""
-        for attempt in (1, 2):  # damage may have happened on the way here
-            blocks = self.backend.blocks(obj.key, obj.bytes)
-            data = None if blocks is None else b"".join(blocks)
-            if data is not None and len(data) == obj.bytes and hashlib.sha256(data).hexdigest() == obj.sha256:
-                return data
-            if attempt == 2 or data is None:
+        found = Found(None)
+        for _ in (1, 2):  # damage may have happened on the way here
+            if (blocks := self.backend.blocks(obj.key, obj.bytes)) is None:
                 break
-        if data is None:
-            raise self._quarantine(obj, None, None)
-        raise self._quarantine(obj, len(data), hashlib.sha256(data).hexdigest())
+            data = b"".join(blocks)
+            found = Found(len(data), hashlib.sha256(data).hexdigest())
+            if found == (obj.bytes, obj.sha256):
+                return data
+        raise quarantine(self.backend, obj, found)
 
     def fetch(self, obj: ObjectRef, folder: Path) -> Path:
-        """A verified local file of an object: of a local store its own file, never to be written to; else a copy in ``folder``.
+        """A verified local file of an object, never to be written to.
 
-        Raises CorruptObject like ``read``.
+        A local store gives its own file, S3 a copy in ``folder``. Raises CorruptObject like ``read``.
         """
         own = self.backend.path(obj.key)
         path = own or folder / f"{obj.sha256}{Path(obj.key).suffix}"
-        if self._is_verified(path, obj):
+        if self._files.holds(path, obj):
             return path
         if own is None:
             self._download(obj, path)
-        if not self._is_verified(path, obj):
-            raise self._quarantine(obj, *self._measure(obj))
+        if not self._files.holds(path, obj):
+            raise quarantine(self.backend, obj, measure(self.backend, obj))
         return path
 
     def verify(self, manifest: Manifest) -> list[tuple[str, str]]:
-        """Read every object of an artifact: (key, what is wrong) of each that is missing or differs; all are recorded."""
+        """Read all objects of an artifact: (key, what is wrong) of each that is missing or differs; all are recorded."""
         problems = self._map(self._problem, {o.key: o for o in manifest.objects}.values())
         return [problem for problem in problems if problem is not None]
 
@@ -215,7 +231,10 @@ class Store:
         """Write a key that must not exist. Equal content there already is success, other content CommitConflict."""
         found = self.backend.create(key, data)
         if found is not None and found != data:
-            raise CommitConflict(f"{self.url(key)} exists with other content ({len(found)} bytes, not {len(data)}); another writer was first")
+            raise CommitConflict(
+                f"{self.url(key)} exists with other content ({len(found)} bytes, not {len(data)}); "
+                "another writer was first"
+            )
 
     def keys(self, prefix: str) -> list[str]:
         """Keys below ``prefix``, a folder that ends in /. A hint: for discovery, never for truth."""
@@ -244,7 +263,9 @@ class Store:
             return None
         manifest = self._parse(key, data)
         if (manifest.step, manifest.fingerprint) != (step, fingerprint):
-            raise CorruptObject(f"{self.url(key)} holds the manifest of {manifest.step} {manifest.fingerprint[:12]}; {_CURE}")
+            raise CorruptObject(
+                f"{self.url(key)} holds the manifest of {manifest.step} {manifest.fingerprint[:12]}; {_CURE}"
+            )
         return manifest
 
     def commit(self, manifest: Manifest) -> ArtifactRef:
@@ -253,9 +274,8 @@ class Store:
         Success also when another writer committed equal work (``facts`` may differ); CommitConflict when its work
         differs; CorruptObject when an object is not there.
         """
-        for obj, stat in zip(manifest.objects, self._map(lambda o: self.backend.stat(o.key), manifest.objects), strict=True):
-            if stat is None or stat.bytes != obj.bytes:
-                raise self._quarantine(obj, stat.bytes if stat else None, None)
+        for obj in self.missing(manifest.objects):
+            raise quarantine(self.backend, obj, measure(self.backend, obj))
         key = self.manifest_key(manifest.step, manifest.fingerprint)
         data = manifest.to_bytes()
         found = self.backend.create(key, data)
@@ -263,8 +283,8 @@ class Store:
             other = self._parse(key, found)
             if other.sha256 != manifest.sha256:
                 raise CommitConflict(
-                    f"{manifest.step} {manifest.fingerprint[:12]} is committed with other content ({other.sha256[:12]}, not {manifest.sha256[:12]}): "
-                    "the step is not deterministic, or its version was not raised when its meaning changed"
+                    f"{manifest.step} {manifest.fingerprint[:12]} is committed with other content "
+                    f"({other.sha256[:12]}, not {manifest.sha256[:12]}): the step is not deterministic, or its version was not raised when its meaning changed"
                 )
         return manifest.ref(self.url(key))
 
@@ -282,7 +302,8 @@ class Store:
     def parts(self, fingerprint: str) -> dict[int, Part]:
         """The pieces of a step that are finished, by number. One whose receipt or objects are damaged is not."""
         numbers = [int(m[2]) for key in self.keys(f"parts/{fingerprint}/") if (m := _PART.fullmatch(key))]
-        found = zip(numbers, self._map(lambda n: self._part(fingerprint, n), numbers), strict=True)
+        quarantined = frozenset(self.keys("quarantine/"))
+        found = zip(numbers, self._map(lambda n: self._part(fingerprint, n, quarantined), numbers), strict=True)
         return {n: part for n, part in found if part is not None}
 
     def commit_part(self, fingerprint: str, n: int, part: Part) -> None:
@@ -295,8 +316,11 @@ class Store:
         found = self.backend.create(key, data)
         if found is None or found == data:
             return
-        if self._part(fingerprint, n) is not None:
-            raise CommitConflict(f"{self.url(key)} exists with other content: the step is not deterministic, or two versions of it run at once")
+        if self._part(fingerprint, n, frozenset(self.keys("quarantine/"))) is not None:
+            raise CommitConflict(
+                f"{self.url(key)} exists with other content: "
+                "the step is not deterministic, or two versions of it run at once"
+            )
         self.backend.write(key, data)
 
     def named_by_receipt(self, key: str) -> set[str]:
@@ -359,18 +383,23 @@ class Store:
     def require_create_only(self) -> None:
         """UnsafeStore when two writers could overwrite each other here."""
         if not self.probe().create_only:
-            raise UnsafeStore(f"{self.uri} ignores create-only writes, so several writers at once are refused; run one at a time, or use a store that honours If-None-Match")
+            raise UnsafeStore(
+                f"{self.uri} ignores create-only writes, so several writers at once are refused; "
+                "run one at a time, or use a store that honours If-None-Match"
+            )
 
     def admit(self, *, concurrent: bool = False) -> StoreProbe:
-        """The check before a run writes: probes the store, and warns (or, when ``concurrent``, UnsafeStore) if it is unsafe."""
+        """The check before a run writes: an unsafe store earns a warning, or UnsafeStore when ``concurrent``."""
         if concurrent:
             self.require_create_only()
         elif not self.probe().create_only:
-            log.warning("%s ignores create-only writes: run one writer at a time, or finished work may be overwritten", self.uri)
+            log.warning(
+                "%s ignores create-only writes: run one writer at a time, or finished work may be overwritten", self.uri
+            )
         return self.probe()
 
     def sweep(self, older_than_s: float = 86_400, dry_run: bool = False) -> SweepReport:
-        """Remove what nobody names and what killed writers left, when older than ``older_than_s``. See ``tasks.sweep``."""
+        """Remove what nobody names and what killed writers left, if older than ``older_than_s``; see ``tasks.sweep``."""
         return sweep(self, older_than_s, dry_run)
 
     # internals
@@ -381,7 +410,7 @@ class Store:
         except CorruptObject as error:
             raise CorruptObject(f"{self.url(key)} is damaged; {_CURE}") from error
 
-    def _part(self, fingerprint: str, n: int) -> Part | None:
+    def _part(self, fingerprint: str, n: int, quarantined: frozenset[str]) -> Part | None:
         key = self.part_key(fingerprint, n)
         data = self.backend.get(key)
         if data is None:
@@ -391,33 +420,18 @@ class Store:
             part = Part(**body["part"])
             if (body["fingerprint"], body["n"]) != (fingerprint, n):
                 raise CorruptObject(f"{self.url(key)} is the receipt of another piece")
-            for obj in part.objects:
-                stat = self.backend.stat(obj.key)
-                if stat is None or stat.bytes != obj.bytes:
-                    raise CorruptObject(f"{self.url(key)} names {obj.key}, which has {stat.bytes if stat else 'no'} bytes, expected {obj.bytes}")
-        except (CorruptObject, ValidationError, KeyError, TypeError) as error:
-            log.warning("%s; this piece is made again", error if isinstance(error, CorruptObject) else f"{self.url(key)} is not a receipt")
+        except (CorruptObject, ValidationError, KeyError, TypeError):
+            log.warning("%s is damaged; piece %d is made again", self.url(key), n)
             return None
+        for obj in part.objects:
+            if not is_present(self.backend, obj, quarantined):
+                log.warning("%s names %s, which is gone or damaged; piece %d is made again", self.url(key), obj.key, n)
+                return None
         return part
 
-    def _is_verified(self, path: Path, obj: ObjectRef) -> bool:
-        """Whether a file holds the object. Read once per process, and again when its size or time has changed."""
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            return False
-        seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino, obj.sha256)
-        if self._verified.get(path) == seen:
-            return True
-        with local_errors(path):
-            if stat.st_size != obj.bytes or hash_file(path) != obj.sha256:
-                return False
-        self._verified[path] = seen
-        return True
-
     def _download(self, obj: ObjectRef, path: Path) -> None:
-        """Fill ``path`` with what the store has; nothing when it has nothing. Whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        """Fill ``path`` with what the store has; nothing when that is not the object. Whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         with local_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -430,39 +444,12 @@ class Store:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def _measure(self, obj: ObjectRef) -> tuple[int | None, str | None]:
-        """Size and hash of what the store holds for an object; None, None when nothing."""
-        blocks = self.backend.blocks(obj.key, obj.bytes)
-        if blocks is None:
-            return None, None
-        digest, size = hashlib.sha256(), 0
-        for block in blocks:
-            digest.update(block)
-            size += len(block)
-        return size, digest.hexdigest()
-
     def _problem(self, obj: ObjectRef) -> tuple[str, str] | None:
-        for _ in (1, 2):
-            size, found = self._measure(obj)
-            if found == obj.sha256 and size == obj.bytes:
-                return None
-        self._quarantine(obj, size, found)
-        return obj.key, _difference(obj, size, found)
-
-    def _quarantine(self, obj: ObjectRef, size: int | None, found: str | None) -> CorruptObject:
-        """Record a damaged object and return the error to raise."""
-        record = {
-            "key": obj.key, "role": obj.role, "expected_sha256": obj.sha256, "expected_bytes": obj.bytes,
-            "found_sha256": found or "", "found_bytes": size, "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        try:
-            self.backend.write(f"quarantine/{obj.sha256}.json", canonical_json(record))
-        except StoreUnreachable as error:  # a read-only store: the finding itself is what matters
-            log.warning("the damage of %s is not recorded: %s", obj.key, error)
-        return CorruptObject(
-            f"{self.url(obj.key)} {_difference(obj, size, found)}; restore it from a backup, or delete the manifests that name it and run again: "
-            "the object is then made anew"
-        )
+        if is_sound(self.backend, obj):
+            return None
+        found = measure(self.backend, obj)
+        quarantine(self.backend, obj, found)
+        return obj.key, difference(obj, found)
 
     def _map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         items = list(items)
@@ -472,24 +459,19 @@ class Store:
             return list(pool.map(function, items))
 
 
-_CURE = "delete this file and run the step again (its finished pieces are reused), or restore it from a backup"
-
-
-def _difference(obj: ObjectRef, size: int | None, found: str | None) -> str:
-    if size is None:
-        return "is missing"
-    if size != obj.bytes:
-        return f"has {size} bytes, expected {obj.bytes}"
-    return f"hashes to {(found or '')[:12]}, expected {obj.sha256[:12]}"
-
-
 def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> S3Backend:
     if not bucket or "@" in bucket or ":" in bucket:  # the text is not repeated: it may hold a password
-        raise UsageError("an s3:// store is s3://bucket/prefix; credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        raise UsageError(
+            "an s3:// store is s3://bucket/prefix; credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if prefix:
         check_key(prefix)
-    host = urlsplit(options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").netloc
-    return S3Backend(bucket, prefix, S3Filesystem(options), endpoint=host.rpartition("@")[2], patience_s=options.patience_s)
+    host = urlsplit(
+        options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    ).netloc
+    return S3Backend(
+        bucket, prefix, S3Filesystem(options), endpoint=host.rpartition("@")[2], patience_s=options.patience_s
+    )
 
 
 def _reopen(uri: str, options: StoreOptions) -> Store:
