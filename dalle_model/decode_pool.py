@@ -1,0 +1,327 @@
+"""Decoding in child processes: a picture that crashes, hangs or swells costs one row and never the run.
+
+Each child is a fresh interpreter (no fork: nothing is inherited from threads or locks) with a limit on its address
+space and, per picture, on CPU seconds. The parent keeps a wall-clock limit and replaces a child that died or grew old.
+Pictures travel in batches over pipes as a JSON line plus raw bytes; nothing is pickled, since the child reads bytes of
+unknown origin. A child whose parent was killed reads the end of its input and goes.
+
+Results come back in the order of the input whatever the number of children, and do not depend on it.
+"""
+
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Self, TypeVar
+
+from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused, decode
+from dalle_model.errors import StepFailed
+
+_T = TypeVar("_T")
+_HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
+_BATCH_FILES = 32
+_BATCH_BYTES = 4_000_000
+_START_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Limits on one decoding child."""
+
+    memory_bytes: int = 512 * 1024 * 1024  # address space over what the started child has
+    cpu_s: float = 5.0  # per picture
+    wall_s: float = 10.0  # per picture
+    files_per_child: int = 4000  # then it is replaced, so that a leak in a decoder stays small
+
+
+# ------------------------------------------------------------------------------------------------ the child's side
+
+
+def _write(stream: BinaryIO, head: dict[str, Any], payload: bytes = b"") -> None:
+    text = json.dumps(head).encode()
+    stream.write(_HEADER.pack(len(text), len(payload)) + text)
+    stream.write(payload)
+    stream.flush()
+
+
+def _address_space() -> int:
+    """Bytes of address space this process has now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _limit_cpu(cpu_s: float) -> None:
+    """SIGXCPU after ``cpu_s`` more seconds of CPU, on top of what this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + cpu_s + 1), hard))
+
+
+def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
+    """Decode batches until the input ends. One message in per batch, one message out per picture."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
+    start = json.loads(inputs.readline())
+    settings = DecodeSettings(**start["settings"])
+    if settings.vector:
+        import resvg_py  # noqa: F401  # before the limit on memory is set
+    if space := _address_space():
+        limit = space + start["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _write(outputs, {"ready": True})
+    while head := inputs.read(_HEADER.size):
+        text, payload = _HEADER.unpack(head)
+        sizes = json.loads(inputs.read(text))["sizes"]
+        batch = memoryview(inputs.read(payload))
+        offset = 0
+        for size in sizes:
+            _limit_cpu(start["cpu_s"])
+            _answer(outputs, batch[offset : offset + size], settings)
+            offset += size
+
+
+def _answer(outputs: BinaryIO, data: memoryview, settings: DecodeSettings) -> None:
+    try:
+        result = decode(bytes(data), settings)
+    except MemoryError:
+        result = Refused(Reason.TOO_MUCH_MEMORY, "decoding needs more memory than one picture may take")
+    if isinstance(result, Refused):
+        _write(outputs, {"reason": result.reason, "detail": result.detail, "score": result.score})
+    else:
+        head = {
+            name: getattr(result, name)
+            for name in ("width", "height", "source_width", "source_height", "format", "notes")
+        }
+        _write(outputs, head, result.image)
+
+
+# ----------------------------------------------------------------------------------------------- the parent's side
+
+
+class _Died(Exception):
+    """The child ended or was stopped before it answered.
+
+    ``slow`` when a time limit stopped it, ``final`` when the picture is to blame for certain.
+    """
+
+    def __init__(self, words: str, *, slow: bool = False, final: bool = False) -> None:
+        super().__init__(words)
+        self.slow, self.final = slow, final
+
+
+class _Child:
+    """One decoding process and its pipes."""
+
+    def __init__(self, settings: DecodeSettings, limits: PoolLimits) -> None:
+        package_root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH", "")) if p)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dalle_model.decode_pool"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
+        )
+        self._limits = limits
+        self._buffer = bytearray()
+        self.files_left = limits.files_per_child
+        start = {"settings": asdict(settings), "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
+        try:
+            self._send(json.dumps(start).encode() + b"\n")
+            self._receive(_START_S)
+        except _Died as error:
+            self.stop()
+            raise StepFailed(
+                f"a decoding process does not start ({error}); run `{sys.executable} -m dalle_model.decode_pool` to see why"
+            ) from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send_batch(self, pictures: list[bytes]) -> None:
+        text = json.dumps({"sizes": [len(p) for p in pictures]}).encode()
+        self._send(_HEADER.pack(len(text), sum(map(len, pictures))) + text)
+        for picture in pictures:
+            self._send(picture)
+
+    def answer(self) -> Decoded | Refused:
+        """The next picture's result. Raises _Died."""
+        head, payload = self._receive(self._limits.wall_s)
+        self.files_left -= 1
+        if "reason" in head:
+            return Refused(Reason(head["reason"]), head["detail"], head["score"])
+        return Decoded(payload, **{**head, "notes": tuple(head["notes"])})
+
+    def stop(self) -> None:
+        """End the process whatever it is doing, and close the pipes."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue  # what was still buffered for a dead child
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._death() from error
+
+    def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
+        deadline = time.monotonic() + wall_s
+        text, payload = _HEADER.unpack(self._take(_HEADER.size, deadline))
+        return json.loads(self._take(text, deadline)), bytes(self._take(payload, deadline))
+
+    def _take(self, count: int, deadline: float) -> bytearray:
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        while len(self._buffer) < count:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
+                raise _Died("passed the wall-clock limit", slow=True)
+            piece = os.read(fd, 1 << 20)
+            if not piece:
+                raise self._death()
+            self._buffer += piece
+        taken = self._buffer[:count]
+        del self._buffer[:count]
+        return taken
+
+    def _death(self) -> _Died:
+        code = self._process.wait()
+        if code == -signal.SIGXCPU:
+            return _Died("passed the CPU limit", slow=True, final=True)
+        return _Died(f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
+
+
+class DecodePool(Generic[_T]):
+    """Some decoding children behind one ordered ``map``. Use as a context manager; children start at first need."""
+
+    def __init__(self, settings: DecodeSettings, workers: int, limits: PoolLimits = PoolLimits()) -> None:
+        self._settings, self._limits, self._workers = settings, limits, max(1, workers)
+        self._idle: list[_Child] = []
+        self._all: set[_Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(self._workers, "decode")
+        self.children_lost = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._closed = True
+            children = list(self._all)
+        for child in children:
+            child.stop()  # also wakes a thread that waits for an answer
+        self._threads.shutdown(cancel_futures=True)
+
+    def map(self, items: Iterable[tuple[_T, bytes | Refused]]) -> Iterator[tuple[_T, bytes, Decoded | Refused]]:
+        """(tag, bytes, result) for each (tag, bytes) in order; a Refused instead of bytes passes through.
+
+        Looks ahead by a few batches per child, so memory does not grow with the number of items.
+        """
+        waiting: deque[tuple[list[tuple[_T, bytes | Refused]], Future[list[Decoded | Refused]]]] = deque()
+        for batch in _batches(items):
+            waiting.append(
+                (batch, self._threads.submit(self._decode_batch, [p for _, p in batch if isinstance(p, bytes)]))
+            )
+            if len(waiting) > 2 * self._workers:
+                yield from _joined(*waiting.popleft())
+        while waiting:
+            yield from _joined(*waiting.popleft())
+
+    def _decode_batch(self, pictures: list[bytes]) -> list[Decoded | Refused]:
+        results: list[Decoded | Refused] = []
+        suspected = -1  # index of the picture at which a child died once
+        while len(results) < len(pictures):
+            child = self._child()
+            try:
+                child.send_batch(pictures[len(results) :])
+                while len(results) < len(pictures):
+                    results.append(child.answer())
+            except _Died as death:
+                self._drop(child)
+                at = len(results)
+                # The CPU limit speaks of the picture. Any other death may be the machine's doing (the kernel short of
+                # memory, an operator, a machine too busy to run us), so the picture gets a second, fresh child.
+                if death.final or at == suspected:
+                    reason = Reason.TOO_SLOW if death.slow else Reason.DECODER_DIED
+                    results.append(Refused(reason, f"the decoding process {death}"))
+                suspected = at
+            else:
+                self._release(child)
+        return results
+
+    def _child(self) -> _Child:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        child = _Child(self._settings, self._limits)
+        with self._lock:
+            self._all.add(child)
+            closed = self._closed
+        if closed:
+            child.stop()
+        return child
+
+    def _release(self, child: _Child) -> None:
+        if child.files_left <= 0:
+            self._forget(child)
+            return
+        with self._lock:
+            self._idle.append(child)
+
+    def _drop(self, child: _Child) -> None:
+        with self._lock:
+            if self._closed:
+                raise StepFailed("decoding was stopped")
+            self.children_lost += 1
+        self._forget(child)
+
+    def _forget(self, child: _Child) -> None:
+        child.stop()
+        with self._lock:
+            self._all.discard(child)
+
+
+def _batches(items: Iterable[tuple[_T, bytes | Refused]]) -> Iterator[list[tuple[_T, bytes | Refused]]]:
+    batch: list[tuple[_T, bytes | Refused]] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item[1]) if isinstance(item[1], bytes) else 0
+        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _joined(
+    batch: list[tuple[_T, bytes | Refused]], future: Future[list[Decoded | Refused]]
+) -> Iterator[tuple[_T, bytes, Decoded | Refused]]:
+    results = iter(future.result())
+    for tag, picture in batch:
+        yield (tag, b"", picture) if isinstance(picture, Refused) else (tag, picture, next(results))
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

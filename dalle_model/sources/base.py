@@ -1,0 +1,164 @@
+"""What every source of pairs offers: rows in a fixed order, and the identity of its content."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as the source has it, nothing checked yet.
+
+    ``caption`` is whatever stood there. ``image`` is encoded bytes, a file to read, or the reason why there is none.
+    ``key`` names the row inside the source and holds no absolute path.
+    """
+
+    key: str
+    caption: Any
+    image: bytes | Path | Refused
+    licence: str = ""
+    author: str = ""
+    extra: Mapping[str, Any] | None = None
+
+
+class Source(Protocol):
+    """A set of pairs. Opening one reads little; nothing holds all rows in memory."""
+
+    name: str  # what the `source` column says
+    vector: bool  # pictures are SVG of trusted origin
+
+    def identity(self) -> dict[str, str]:
+        """Names and digests that change whenever a row could: they become inputs of the fingerprint."""
+        ...
+
+    def rows(self, start: int) -> Iterator[Row]:
+        """Rows from number ``start`` on, always in the same order."""
+        ...
+
+    def count(self) -> int:
+        """Number of rows, 0 when only reading would tell. For progress bars."""
+        ...
+
+
+def skip(rows: Iterator[_T], start: int) -> Iterator[_T]:
+    """The rows from ``start`` on, for sources in which a row costs little as long as its picture is not read."""
+    return islice(rows, start, None)
+
+
+def read_picture(path: Path, max_bytes: int) -> bytes | Refused:
+    """Bytes of a regular file of at most ``max_bytes``. Never blocks on a pipe or a device."""
+    try:
+        # O_NONBLOCK: opening a FIFO nobody writes to would wait for ever, before its type could be looked at.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Refused(Reason.MISSING_FILE, "no such file")
+    except (OSError, ValueError) as error:
+        return Refused(Reason.UNREADABLE_FILE, _words(error))
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            return Refused(Reason.NOT_A_FILE, f"a {_type(info.st_mode)}, not a regular file")
+        if info.st_size > max_bytes:
+            return Refused(Reason.TOO_MANY_BYTES, f"{info.st_size} bytes, the limit is {max_bytes}", info.st_size)
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            return stream.read(max_bytes + 1)
+    except OSError as error:
+        return Refused(Reason.UNREADABLE_FILE, _words(error))
+    finally:
+        os.close(handle)
+
+
+def inside(root: Path, folder: Path, name: str) -> Path | Refused:
+    """The file ``name`` beside a metadata file in ``folder``, which must stay under ``root`` (a resolved path)."""
+    if not name or "\0" in name:
+        return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of symbolic links, a name too long
+        return Refused(Reason.UNREADABLE_FILE, _words(error))
+    if not path.is_relative_to(root):
+        return Refused(Reason.OUTSIDE_SOURCE, "the path or a symbolic link leads out of the source's folder")
+    return path
+
+
+def walk(root: Path, *, hidden: bool) -> Iterator[Path]:
+    """Every entry below ``root`` that is not a folder, in sorted order, links not followed."""
+    try:
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+    except OSError as error:
+        raise SourceError(f"folder {root} cannot be read ({_words(error)}); give this user access to it") from error
+    for entry in entries:
+        if not hidden and entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(Path(entry.path), hidden=hidden)
+        else:
+            yield Path(entry.path)
+
+
+def content_digest(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over (path below ``root``, content) of files: the same folder elsewhere has the same digest."""
+    total = hashlib.sha256()
+
+    def one(path: Path) -> bytes:
+        return json.dumps([path.relative_to(root).as_posix(), _content(path, root)]).encode() + b"\n"
+
+    paths = iter(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "digest") as threads:
+        while chunk := list(islice(paths, 1024)):
+            for line in threads.map(one, chunk):
+                total.update(line)
+    return total.hexdigest()
+
+
+def _content(path: Path, root: Path) -> str:
+    """Digest of a regular file, the target of a link, or words for what else stands there."""
+    if path.is_symlink():
+        target = inside(root, path.parent, path.name)
+        return target.reason if isinstance(target, Refused) else f"link {target.relative_to(root).as_posix()}"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Reason.NOT_A_FILE
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return Reason.MISSING_FILE
+    except OSError:
+        return Reason.UNREADABLE_FILE
+
+
+def existing(path: str, source: str) -> Path:
+    """A local path with links resolved. SourceError when nothing is there."""
+    found = Path(path).expanduser()
+    if not path or not found.exists():
+        raise SourceError(
+            f"source {source}: {path or 'no path'} does not exist; give a path that does, relative to {Path.cwd()} or absolute"
+        )
+    return found.resolve()
+
+
+def _words(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__).lower()
+
+
+def _type(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "named pipe",
+        stat.S_IFDIR: "folder",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "device",
+        stat.S_IFSOCK: "socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "special file")

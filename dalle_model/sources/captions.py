@@ -1,0 +1,27 @@
+"""What counts as a caption at all; whether it is a good one is curation's business."""
+
+from typing import Any
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.records import normalise_caption
+
+
+def check_caption(value: Any, max_chars: int) -> str | Refused:
+    """The normalised caption, or why there is none.
+
+    Kept: HTML, any script, right-to-left text; control and format characters (bidi overrides, zero-width) are dropped
+    by the normalisation. Refused: what is no text, NUL and lone surrogates (the text was cut or mis-decoded before it
+    reached us), nothing visible, more than ``max_chars``.
+    """
+    if value is None:
+        return Refused(Reason.NO_CAPTION, "the row has no caption")
+    if not isinstance(value, str):
+        return Refused(Reason.CAPTION_NOT_TEXT, f"the caption is a {type(value).__name__}, not a text")
+    if len(value) > max_chars:
+        return Refused(Reason.CAPTION_TOO_LONG, f"{len(value)} characters, the limit is {max_chars}", len(value))
+    if "\0" in value:
+        return Refused(Reason.CAPTION_NOT_TEXT, "the caption holds a NUL")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        return Refused(Reason.CAPTION_NOT_TEXT, "the caption is not valid UTF-8 (lone surrogates)")
+    caption = normalise_caption(value)
+    return caption or Refused(Reason.NO_CAPTION, "the caption is empty")

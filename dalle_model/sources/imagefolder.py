@@ -1,0 +1,110 @@
+"""A folder of pictures with captions in Hugging Face's convention.
+
+``metadata.jsonl`` or ``metadata.csv`` in any folder names pictures beside or below it (``file_name``) with their
+caption (``text``). A picture that no metadata names takes its caption from a text file of the same name, if any.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
+from dalle_model.sources.base import Row, content_digest, existing, inside, read_picture, skip, walk
+from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
+_MAX_TEXT_BYTES = 1_000_000
+
+
+class ImageFolder:
+    """Rows in the order of the sorted metadata files and their lines, then the pictures that none of them names."""
+
+    name = "imagefolder"
+    vector = False
+
+    def __init__(self, path: str, caption_column: str = "") -> None:
+        self._root = existing(path, "imagefolder")
+        if not self._root.is_dir():
+            raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
+        self._column = caption_column
+        self._metadata = [
+            p for p in walk(self._root, hidden=False) if p.name in METADATA_NAMES and not p.is_symlink() and p.is_file()
+        ]
+        if not self._metadata and not any(self._captioned(p) for p in walk(self._root, hidden=False)):
+            raise SourceError(
+                f"source imagefolder: {path} has no {' or '.join(METADATA_NAMES)} and no picture with a .txt beside it; "
+                'write metadata.jsonl with lines like {"file_name": "1.png", "text": "a red heart"}'
+            )
+
+    def identity(self) -> dict[str, str]:
+        return {"imagefolder": content_digest(self._root, walk(self._root, hidden=True))}
+
+    def count(self) -> int:
+        return sum(count_lines(path) for path in self._metadata)
+
+    def rows(self, start: int) -> Iterator[Row]:
+        return skip(self._all_rows(), start)
+
+    def _all_rows(self) -> Iterator[Row]:
+        named = array("Q")
+        for metadata in self._metadata:
+            where = metadata.relative_to(self._root).as_posix()
+            for line in read_lines(metadata):
+                if isinstance(line.record, Refused):
+                    yield Row(f"{where}#{line.number}", "", line.record)
+                    continue
+                row = self._row(metadata.parent, line.record, f"{where}#{line.number}")
+                if isinstance(row.image, Path):
+                    named.append(_number(row.image))
+                yield row
+        yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
+
+    def _row(self, folder: Path, record: dict[str, Any], where: str) -> Row:
+        name = record.get("file_name")
+        if not isinstance(name, str):
+            return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text"))
+        image = inside(self._root, folder, name)
+        key = where if isinstance(image, Refused) else image.relative_to(self._root).as_posix()
+        used = {"file_name", "licence", "license", "author", *((self._column,) if self._column else CAPTION_COLUMNS)}
+        licence, author = record.get("licence", record.get("license")), record.get("author")
+        return Row(
+            key,
+            caption_in(record, self._column),
+            image,
+            licence if isinstance(licence, str) else "",
+            author if isinstance(author, str) else "",
+            extra_in(record, used),
+        )
+
+    def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
+        """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""
+        for path in walk(self._root, hidden=False):
+            if path.suffix.lower() not in _SUFFIXES:
+                continue
+            number = _number(path)
+            at = int(np.searchsorted(named, np.uint64(number)))
+            if at < len(named) and int(named[at]) == number:
+                continue
+            key = path.relative_to(self._root).as_posix()
+            image = inside(self._root, path.parent, path.name)
+            yield Row(key, self._text_beside(path), image)
+
+    def _captioned(self, path: Path) -> bool:
+        return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
+
+    def _text_beside(self, path: Path) -> str | None:
+        text = path.with_suffix(".txt")
+        if not text.is_file() or isinstance(inside(self._root, text.parent, text.name), Refused):
+            return None
+        data = read_picture(text, _MAX_TEXT_BYTES)
+        return None if isinstance(data, Refused) else data.decode(errors="surrogateescape")
+
+
+def _number(path: Path) -> int:
+    return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=8).digest(), "little")

@@ -1,0 +1,114 @@
+"""Metadata lines of unknown quality (JSON lines, CSV) -> one record per line, or the reason why it is none.
+
+One line stays one row whatever stands in it: a line that is no record is an outcome, not an exception.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dalle_model.decoding import Reason, Refused
+
+MAX_LINE_BYTES = 1_000_000
+CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
+_KEPT_CHARS = 500  # of a value that is carried along in `extra`
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: its number from 1 and its record."""
+
+    number: int
+    record: dict[str, Any] | Refused
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Records of a .jsonl or .csv file, streamed."""
+    with open(path, "rb") as stream:
+        yield from _csv_lines(stream) if path.suffix.lower() == ".csv" else _json_lines(stream)
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file; for progress bars, so the header and blank lines do not matter."""
+    with open(path, "rb") as stream:
+        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+
+
+def caption_in(record: dict[str, Any], column: str) -> Any:
+    """The caption of a record: ``column``, or the first of the usual names. None when there is none."""
+    for name in (column,) if column else CAPTION_COLUMNS:
+        if name in record:
+            return record[name]
+    return None
+
+
+def extra_in(record: dict[str, Any], used: set[str]) -> dict[str, Any]:
+    """Short plain values of a record that have no column of their own."""
+    kept = {}
+    for name, value in record.items():
+        number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        plain = number or (isinstance(value, str) and len(value) <= _KEPT_CHARS)
+        if isinstance(name, str) and name not in used and plain:
+            kept[name] = value
+    return kept
+
+
+def _json_lines(stream: BinaryIO) -> Iterator[Line]:
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                continue
+            yield Line(number, Refused(Reason.BAD_METADATA, f"line of more than {MAX_LINE_BYTES} bytes"))
+        elif line.strip():
+            yield Line(number, _json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
+
+
+def _json_record(line: bytes) -> dict[str, Any] | Refused:
+    try:
+        record = json.loads(line.decode(), object_pairs_hook=_no_doublets)
+    except (ValueError, RecursionError) as error:  # covers bad UTF-8, bad JSON, doublets, too deep nesting
+        return Refused(Reason.BAD_METADATA, f"{type(error).__name__}: {error}"[:200])
+    return (
+        record
+        if isinstance(record, dict)
+        else Refused(Reason.BAD_METADATA, f"a JSON {type(record).__name__}, not an object")
+    )
+
+
+def _no_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        # JSON leaves open which value counts, so two readers may train on different captions.
+        raise ValueError("the same key stands twice in one object")
+    return record
+
+
+def _csv_lines(stream: BinaryIO) -> Iterator[Line]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
+    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text)
+    header: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {error}"))
+            continue
+        if header is None:
+            header = cells
+        elif len(cells) != len(header) and cells:
+            yield Line(
+                reader.line_num, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings")
+            )
+        elif cells:
+            yield Line(reader.line_num, dict(zip(header, cells, strict=True)))

@@ -1,0 +1,38 @@
+"""Source words ("openmoji", "imagefolder:PATH", ...) -> sources."""
+
+from dalle_model.config import IngestConfig
+from dalle_model.errors import UsageError
+from dalle_model.sources.base import Source
+
+KINDS = ("openmoji", "imagefolder", "hf", "parquet")
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """("imagefolder", "PATH") of "imagefolder:PATH". UsageError names the kinds."""
+    kind, _, rest = source.partition(":")
+    if kind not in KINDS or (kind == "openmoji") == bool(rest):
+        raise UsageError(
+            f"unknown source {source!r}; give openmoji, imagefolder:PATH, hf:NAME[:config][:split] or parquet:PATH"
+        )
+    return kind, rest
+
+
+def open_source(config: IngestConfig) -> Source:
+    """The source that ``config`` names. Raises UsageError for unknown words, SourceError when it is not there."""
+    kind, rest = split_source(config.source)
+    # Imported at use: a source's packages are optional, and datasets takes seconds to load.
+    if kind == "openmoji":
+        from dalle_model.sources.openmoji import OpenMoji
+
+        return OpenMoji()
+    if kind == "imagefolder":
+        from dalle_model.sources.imagefolder import ImageFolder
+
+        return ImageFolder(rest, config.caption_column)
+    if kind == "parquet":
+        from dalle_model.sources.parquet import ParquetFiles
+
+        return ParquetFiles(rest, config.caption_column, config.image_column)
+    from dalle_model.sources.huggingface import HuggingFace
+
+    return HuggingFace(rest, config.caption_column, config.image_column)
