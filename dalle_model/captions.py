@@ -5,6 +5,7 @@ string can be encoded, none maps to an unknown token. Pieces are split at spaces
 ("medium-dark") can become one token.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 
@@ -18,14 +19,17 @@ PAD_TOKEN = "<pad>"
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> bytes:
-    """Learn merges from captions until the vocabulary has ``vocab_size`` entries (fewer when pairs run out) -> JSON bytes.
+    """Learn merges from captions until there are ``vocab_size`` entries (fewer when pairs run out) -> JSON bytes.
 
     Deterministic: the same captions in any order give the same bytes.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "merged_with_next"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(" ", "merged_with_next"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -58,7 +62,9 @@ class CaptionTokenizer:
         try:
             return cls(data)
         except Exception as error:  # the tokenizers package raises bare Exception
-            raise DataError(f"not a caption tokenizer: {str(error)[:120]}; give the `bpe` object of a tokens or model artifact") from error
+            raise DataError(
+                f"not a caption tokenizer: {str(error)[:120]}; give the `bpe` object of a tokens or model artifact"
+            ) from error
 
     @property
     def vocab_size(self) -> int:
@@ -75,7 +81,9 @@ class CaptionTokenizer:
         if dropout <= 0.0:
             return list(self._tokenizer.encode(spaced).ids)
         if generator is None:
-            raise DataError("BPE dropout needs a generator, so that a resumed run draws the same; pass Runtime.generator(...)")
+            raise DataError(
+                "BPE dropout needs a generator, so that a resumed run draws the same; pass Runtime.generator(...)"
+            )
         normal = self._tokenizer.normalizer.normalize_str(spaced)
         pieces = (piece for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal))
         return [self._ids[symbol] for piece in pieces for symbol in self._merge(list(piece), dropout, generator)]
@@ -84,7 +92,7 @@ class CaptionTokenizer:
         """Apply merges by rank, passing over each candidate with probability ``dropout`` at every turn."""
         while len(symbols) > 1:
             draws = torch.rand(len(symbols) - 1, generator=generator).tolist()
-            pairs = zip(symbols, symbols[1:], strict=False)
+            pairs = itertools.pairwise(symbols)
             options = [(self._ranks[p], i) for i, p in enumerate(pairs) if p in self._ranks and draws[i] >= dropout]
             if not options:
                 break

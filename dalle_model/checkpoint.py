@@ -35,9 +35,18 @@ class TrainState:
 
     def to_bytes(self) -> bytes:
         """One safetensors file; its header ends up with the SHA-256 of all tensors' bytes."""
-        header = {"format": _FORMAT, "step": self.step, "data": self.data, "micro_batch_size": self.micro_batch_size, "curve": self.curve}
+        header = {
+            "format": _FORMAT,
+            "step": self.step,
+            "data": self.data,
+            "micro_batch_size": self.micro_batch_size,
+            "curve": self.curve,
+        }
         # one header key only: safetensors writes several in the order of a hash map that differs from run to run
-        body = save_tensors({k: v.detach().cpu().contiguous() for k, v in sorted(self.tensors.items())}, {"state": json.dumps(header, sort_keys=True)})
+        body = save_tensors(
+            {k: v.detach().cpu().contiguous() for k, v in sorted(self.tensors.items())},
+            {"state": json.dumps(header, sort_keys=True)},
+        )
         return hashlib.sha256(body).digest() + body
 
     @classmethod
@@ -53,7 +62,9 @@ class TrainState:
         return cls(tensors=load_tensors(body), **header)
 
 
-def capture(network: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor], **facts: Any) -> TrainState:
+def capture(
+    network: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor], **facts: Any
+) -> TrainState:
     """The state of a run; tensors are shared with it, so write it before the next update."""
     names = {id(p): name for name, p in network.named_parameters()}
     tensors = {f"model.{k}": v for k, v in network.state_dict().items()}
@@ -66,13 +77,17 @@ def capture(network: nn.Module, optimizers: list[torch.optim.Optimizer], average
 
 
 @torch.no_grad()
-def restore(state: TrainState, network: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]) -> None:
+def restore(
+    state: TrainState, network: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]
+) -> None:
     """Put a captured state back, bit for bit. DataError when it belongs to another network or optimiser."""
     tensors = state.tensors
     try:
         network.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise DataError(f"the checkpoint is of another network: {str(error).splitlines()[0]}; remove it or use its config") from error
+        raise DataError(
+            f"the checkpoint is of another network: {str(error).splitlines()[0]}; remove it or use its config"
+        ) from error
     for name, value in average.items():
         value.copy_(tensors[f"average.{name}"])
     params = dict(network.named_parameters())
@@ -80,7 +95,9 @@ def restore(state: TrainState, network: nn.Module, optimizers: list[torch.optim.
         prefix = f"optim.{i}."
         for key in (k for k in tensors if k.startswith(prefix)):
             name, slot = key[len(prefix) :].rsplit(".", 1)
-            optimizer.state[params[name]][slot] = tensors[key].to("cpu" if slot == "step" else params[name].device).clone()
+            optimizer.state[params[name]][slot] = (
+                tensors[key].to("cpu" if slot == "step" else params[name].device).clone()
+            )
     torch.set_rng_state(tensors["rng.torch"])
 
 
@@ -109,7 +126,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def latest(self) -> TrainState | None:
-        """The newest undamaged checkpoint, None when there is none. A damaged one is named in the log and passed over."""
+        """The newest undamaged checkpoint or None. A damaged one is named in the log and passed over."""
         for path in reversed(self.paths()):
             try:
                 return TrainState.from_bytes(path.read_bytes())

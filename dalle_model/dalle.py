@@ -113,8 +113,8 @@ class Dalle(nn.Module):
         self.image_head = nn.Linear(dim, shape.image_vocab, bias=False)
         for head in (self.text_head, self.image_head):
             nn.init.zeros_(head.weight)  # the first loss is exactly ln K
-        table = rotary_table(shape.max_text_tokens + 1, shape.grid, dim // config.heads)
-        self.register_buffer("rotary", table[:, :-1], persistent=False)
+        rotary = rotary_table(shape.max_text_tokens + 1, shape.grid, dim // config.heads)
+        self.register_buffer("rotary", rotary[:, :-1], persistent=False)
         self.rotary: Tensor
 
     @property
@@ -162,7 +162,7 @@ class Dalle(nn.Module):
         return KVCache(zeros)
 
     def prefill(self, text: Tensor, cache: KVCache) -> Tensor:
-        """Read whole captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
+        """Read captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
         x = self.embed_text(text)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)  # type: ignore[operator]
@@ -202,7 +202,9 @@ def dalle_from_bytes(weights: bytes, config: bytes) -> Dalle:
     try:
         model.load_state_dict(load_tensors(weights))
     except RuntimeError as error:
-        raise DataError(f"transformer weights do not fit their config: {str(error).splitlines()[0]}; take both from one artifact") from error
+        raise DataError(
+            f"transformer weights do not fit their config: {str(error).splitlines()[0]}; take both from one artifact"
+        ) from error
     return model.eval()
 
 

@@ -63,7 +63,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, chunk: int) -> Tensor:
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        chunk: int,
+    ) -> Tensor:
         """hidden [R, dim], head [K, dim], targets int64 [R] -> sum of -ln p over rows, float32 scalar."""
         x, w = hidden.detach().to(dtype), head.detach().to(dtype)
         grad_x = torch.empty_like(x)
@@ -121,7 +128,9 @@ class DalleObjective(Objective):
         hidden = network(batch["text"], batch["image"])
         length = self.model.shape.max_text_tokens
         targets = text_targets(batch["text"]) & batch["keep_text"].unsqueeze(1)
-        text_sum = head_cross_entropy(hidden[:, :length][targets], self.model.text_head, batch["text"][targets], self._runtime)
+        text_sum = head_cross_entropy(
+            hidden[:, :length][targets], self.model.text_head, batch["text"][targets], self._runtime
+        )
         image_sum = head_cross_entropy(
             hidden[:, length:].flatten(0, 1), self.model.image_head, batch["image"].flatten(), self._runtime
         )
@@ -157,7 +166,9 @@ class _PictureObjective(Objective):
 class FsqObjective(_PictureObjective):
     """Mean absolute and mean squared error of the reconstruction, mixed by ``l1_share``."""
 
-    def __init__(self, tokenizer: FsqTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> None:
+    def __init__(
+        self, tokenizer: FsqTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
+    ) -> None:
         super().__init__(pictures, config.optim, runtime)
         self.network: nn.Module = tokenizer
         self._l1_share = config.l1_share
@@ -175,7 +186,9 @@ class FsqObjective(_PictureObjective):
 class DvaeObjective(_PictureObjective):
     """The paper's loss. Its schedules, given in updates for 3 million, keep their share of the run (recipe 1D)."""
 
-    def __init__(self, tokenizer: DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> None:
+    def __init__(
+        self, tokenizer: DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
+    ) -> None:
         super().__init__(pictures, config.optim, runtime)
         self.network: nn.Module = tokenizer
         self._config = config
@@ -194,7 +207,10 @@ class DvaeObjective(_PictureObjective):
         mapped = map_pixels(to_unit(batch["images"]))
         grid, codes = self._config.grid, self._config.num_codes
         noise = torch.stack(
-            [gumbel_noise((codes, grid, grid), self._runtime.generator(_NOISE, step, int(p)), mapped.device) for p in batch["place"]]
+            [
+                gumbel_noise((codes, grid, grid), self._runtime.generator(_NOISE, step, int(p)), mapped.device)
+                for p in batch["place"]
+            ]
         )
         maps, logits = network(mapped, now["temperature"], noise)
         share = len(mapped) / self._batch_size

@@ -10,7 +10,7 @@ from dalle_model.config import OptimConfig
 
 
 def lr_share(config: OptimConfig, step: int) -> float:
-    """Step size of update ``step`` (counted from 0) over its peak: linear warm-up, then the schedule. A pure function."""
+    """Step size of update ``step`` (from 0) over its peak: linear warm-up, then the schedule. A pure function."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
@@ -31,7 +31,7 @@ def _orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:
     Coefficients of Jordan et al. 2024 (Muon), tuned for a steep slope at zero instead of convergence to one.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.to(torch.bfloat16)
+    x: Tensor = update.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -39,7 +39,7 @@ def _orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+    return x.transpose(-2, -1) if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,7 +49,9 @@ class Muon(torch.optim.Optimizer):
     matrices [out, in * k * k]) and spends a third of the time on a small model.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -66,7 +68,7 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[p]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(p)
-                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])  # type: ignore[arg-type]
+                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(state["momentum"], group["momentum"]).reshape(rows, cols))  # type: ignore[union-attr]
                 directions = _orthogonalise(torch.stack(updates))
                 scale = group["lr"] * math.sqrt(max(1.0, rows / cols))

@@ -1,4 +1,4 @@
-"""Which rows form which batch: a pure function of (seed, step), so that training resumes anywhere without loader state."""
+"""Which rows form which batch: a pure function of (seed, step), so training resumes without loader state."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,19 @@ class RowOrder:
     as there are, row i ``weights[i] / mean`` times, rounded by systematic sampling.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, runtime: Runtime, weights: NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self, num_rows: int, batch_size: int, runtime: Runtime, weights: NDArray[np.float32] | None = None
+    ) -> None:
         if num_rows < 1:
             raise DataError("no rows to train on; check the split sizes of the curate step")
         if batch_size % runtime.world:
-            raise DataError(f"batch_size {batch_size} must be a multiple of the {runtime.world} ranks; choose {batch_size // runtime.world * runtime.world or runtime.world}")
-        if weights is not None and (len(weights) != num_rows or not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0):
+            raise DataError(
+                f"batch_size {batch_size} must be a multiple of the {runtime.world} ranks; choose "
+                f"{batch_size // runtime.world * runtime.world or runtime.world}"
+            )
+        if weights is not None and (
+            len(weights) != num_rows or not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0
+        ):
             raise DataError(f"sample weights must be {num_rows} finite values of at least 0, not all 0")
         self.num_rows = num_rows
         self.batch_size = batch_size
@@ -73,7 +80,9 @@ class TokenRows:
 
     def __post_init__(self) -> None:
         if not len(self.text) == len(self.image) == len(self.weights):
-            raise DataError(f"{len(self.text)} texts, {len(self.image)} pictures and {len(self.weights)} weights do not pair up")
+            raise DataError(
+                f"{len(self.text)} texts, {len(self.image)} pictures and {len(self.weights)} weights do not pair up"
+            )
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """(text int64 [B, L], image int64 [B, N]) of the given rows."""

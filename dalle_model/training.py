@@ -29,7 +29,7 @@ Save = Callable[[TrainState], None]
 
 @dataclass(frozen=True)
 class FitResult:
-    """curve: logged points (deterministic: no times). micro_batch_size: what fitted. seconds, rows_per_s: of this call."""
+    """curve: logged points, deterministic (no times). micro_batch_size: what fitted. seconds, rows_per_s: of the call."""
 
     steps: int
     curve: list[dict[str, float]]
@@ -59,7 +59,7 @@ def fit(
     report: Report | None = None,
     data: str = "",
 ) -> FitResult:
-    """Train ``objective.network`` in place for ``optim.steps`` updates; it ends with the averaged weights when ``ema`` is set.
+    """Train ``objective.network`` in place for ``optim.steps`` updates; with ``ema`` it ends with the averaged weights.
 
     resume: a state of an earlier run of the same configuration. save: called on rank 0 every ``checkpoint_every``
     updates and at the end. report: called every ``log_every`` updates with the point of the curve and the speed.
@@ -69,7 +69,9 @@ def fit(
     DeviceError when not even one row fits into memory.
     """
     if resume is not None and resume.data != data:
-        raise DataError(f"the checkpoint was trained on data {resume.data[:12]!r}, not {data[:12]!r}; start afresh or give that data")
+        raise DataError(
+            f"the checkpoint was trained on data {resume.data[:12]!r}, not {data[:12]!r}; start afresh or give it"
+        )
     with torch.random.fork_rng(devices=[]):
         run = _start(objective, optim, runtime, resume)
         curve: list[dict[str, float]] = list(resume.curve) if resume else []
@@ -80,11 +82,22 @@ def fit(
             terms = _update(objective, run, optim, runtime, step)
             done = step + 1
             if done % optim.log_every == 0 or done == optim.steps:
-                point = {"step": float(done), "lr": lr_share(optim, step) * optim.lr, **terms, **objective.schedule(step)}
+                point = {
+                    "step": float(done),
+                    "lr": lr_share(optim, step) * optim.lr,
+                    **terms,
+                    **objective.schedule(step),
+                }
                 curve.append(point)
                 now = time.perf_counter()
                 if report:
-                    report({**point, "rows_per_s": (done - marked) * optim.batch_size / (now - mark), "steps": float(optim.steps)})
+                    report(
+                        {
+                            **point,
+                            "rows_per_s": (done - marked) * optim.batch_size / (now - mark),
+                            "steps": float(optim.steps),
+                        }
+                    )
                 mark, marked = now, done
             if save and runtime.rank == 0 and (done % optim.checkpoint_every == 0 or done == optim.steps):
                 facts = {"step": done, "data": data, "micro_batch_size": run.micro, "curve": list(curve)}
@@ -103,7 +116,9 @@ def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: T
     micro = min(optim.micro_batch_size or optim.batch_size, max(1, optim.batch_size // runtime.world))
     if resume is not None:
         if resume.step > optim.steps:
-            raise DataError(f"the checkpoint is at step {resume.step}, beyond the {optim.steps} steps of this run; raise optim.steps")
+            raise DataError(
+                f"the checkpoint is at step {resume.step}, the run ends at {optim.steps}; raise optim.steps"
+            )
         restore(resume, network, optimizers, average)
         micro = min(micro, resume.micro_batch_size)
     wrapped = DistributedDataParallel(network) if runtime.world > 1 else network
@@ -122,16 +137,24 @@ def _update(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtim
                 raise
             if run.micro <= 1 or runtime.world > 1:  # another rank would wait for ever in its all-reduce
                 remedy = "use a smaller network or picture" if run.micro <= 1 else "set a smaller micro_batch_size"
-                raise DeviceError(f"out of memory on {runtime.device} with {run.micro} rows per forward pass; {remedy}") from error
+                raise DeviceError(
+                    f"out of memory on {runtime.device} with {run.micro} rows per forward pass; {remedy}"
+                ) from error
             run.micro = max(1, run.micro // 2)
             if runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
     if not math.isfinite(terms["loss"]):
-        raise TrainingDiverged(f"the loss is {terms['loss']} at step {step + 1}; lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}")
+        raise TrainingDiverged(
+            f"the loss is {terms['loss']} at step {step + 1}; "
+            f"lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}"
+        )
     params = [p for p in run.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(params, optim.clip_norm or math.inf))
     if not math.isfinite(norm):
-        raise TrainingDiverged(f"the gradient norm is {norm} at step {step + 1}; lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}")
+        raise TrainingDiverged(
+            f"the gradient norm is {norm} at step {step + 1}; "
+            f"lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}"
+        )
     set_lr(run.optimizers, lr_share(optim, step))
     for optimizer in run.optimizers:
         optimizer.step()
@@ -150,7 +173,10 @@ def _gradients(objective: Objective, run: _Run, runtime: Runtime, whole: Batch, 
     rows = next(len(v) for v in whole.values() if v.dim())
     totals: dict[str, Tensor] = {}
     for start in range(0, rows, run.micro):
-        part = {k: (v[start : start + run.micro] if v.dim() else v).to(runtime.device, non_blocking=True) for k, v in whole.items()}
+        part = {
+            k: (v[start : start + run.micro] if v.dim() else v).to(runtime.device, non_blocking=True)
+            for k, v in whole.items()
+        }
         last = start + run.micro >= rows
         quiet = nullcontext() if last or not isinstance(run.wrapped, DistributedDataParallel) else run.wrapped.no_sync()
         with quiet:
@@ -176,4 +202,9 @@ def _publish_average(run: _Run) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in text or "can't allocate memory" in text or "cannot allocate memory" in text
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+        or "cannot allocate memory" in text
+    )

@@ -58,10 +58,14 @@ class ImageTokenizer(nn.Module):
     def check_ids(self, ids: Tensor) -> None:
         """DataError when ids are not [B, N] integers of this vocabulary."""
         if ids.dim() != 2 or ids.shape[1] != self.num_tokens or ids.is_floating_point():
-            raise DataError(f"ids of shape {tuple(ids.shape)} and type {ids.dtype} given; expected integers [batch, {self.num_tokens}]")
+            raise DataError(
+                f"ids of shape {tuple(ids.shape)} and type {ids.dtype} given; "
+                f"expected integers [batch, {self.num_tokens}]"
+            )
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise DataError(
-                f"ids lie in {int(ids.min())}..{int(ids.max())}, but this tokenizer has {self.vocab_size} codes: they come from another tokenizer"
+                f"ids lie in {int(ids.min())}..{int(ids.max())}, but this tokenizer has {self.vocab_size} codes: "
+                "they come from another tokenizer"
             )
 
 

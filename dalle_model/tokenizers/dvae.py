@@ -134,7 +134,10 @@ class DvaeDecoder(nn.Module):
     def read_ids(self, ids: Tensor) -> Tensor:
         """Ids [B, g, g] -> what the first convolution makes of their one-hot maps, by look-up."""
         table = self.input.weight[:, :, 0, 0].t()
-        return (F.embedding(ids, table) + self.input.bias).permute(0, 3, 1, 2)
+        out = F.embedding(ids, table)
+        if self.input.bias is not None:
+            out = out + self.input.bias
+        return out.permute(0, 3, 1, 2)
 
     def read_soft(self, weights: Tensor) -> Tensor:
         """Weights over the codes, float32 [B, K, g, g] -> [B, C, g, g]; never in low precision."""
@@ -161,7 +164,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def dvae_loss(mapped: Tensor, maps: Tensor, logits: Tensor, beta: float) -> Tensor:
-    """The paper's loss: (sum of -ln likelihood over the values + beta * sum of KL over the positions) / values, batch mean.
+    """The paper's loss: (sum of -ln likelihood over values + beta * sum of KL over positions) / values, batch mean.
 
     mapped [B, 3, H, W] in (0.1, 0.9), maps [B, 6, H, W], logits [B, K, g, g] -> scalar. Dividing both terms by
     3 * H * W makes the weight of the KL per picture beta / 192 of the per-position mean at 256 px; replicas that
@@ -174,7 +177,7 @@ def dvae_loss(mapped: Tensor, maps: Tensor, logits: Tensor, beta: float) -> Tens
 
 
 def gumbel_softmax(logits: Tensor, tau: float, noise: Tensor) -> Tensor:
-    """Soft sample over dim 1; ``noise`` is standard Gumbel of the same shape. Soft in both passes, no straight-through."""
+    """Soft sample over dim 1, ``noise`` being standard Gumbel. Soft in both passes, no straight-through."""
     return F.softmax((logits + noise) / tau, dim=1)
 
 

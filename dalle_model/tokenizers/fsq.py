@@ -15,7 +15,7 @@ from dalle_model.tokenizers.base import ImageTokenizer
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of [B, C, H, W]: the fused kernel runs in place of a permuted view for channels-last input."""
+    """Layer norm over the channels of [B, C, H, W]; the permuted view is contiguous for channels-last input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -74,7 +74,9 @@ class FsqTokenizer(ImageTokenizer):
         self.decoder = nn.Sequential(*decoder)
         levels = torch.tensor(self.levels)
         self.register_buffer("steps", levels - 1, persistent=False)
-        self.register_buffer("radix", torch.cat([torch.ones(1, dtype=torch.long), levels.cumprod(0)[:-1]]), persistent=False)
+        self.register_buffer(
+            "radix", torch.cat([torch.ones(1, dtype=torch.long), levels.cumprod(0)[:-1]]), persistent=False
+        )
         self.steps: Tensor
         self.radix: Tensor
 

@@ -37,7 +37,9 @@ def tokenizer_from_bytes(weights: bytes, config: bytes) -> ImageTokenizer:
     try:
         tokenizer.load_state_dict(load_tensors(weights))
     except RuntimeError as error:
-        raise DataError(f"tokenizer weights do not fit their config: {str(error).splitlines()[0]}; take both from one artifact") from error
+        raise DataError(
+            f"tokenizer weights do not fit their config: {str(error).splitlines()[0]}; take both from one artifact"
+        ) from error
     return tokenizer.eval()
 
 
