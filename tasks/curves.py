@@ -38,7 +38,9 @@ class Curve:
     note: str = ""
 
 
-def curves_of(columns: Mapping[str, Sequence[float | None]], references: Sequence[tuple[str, float]] = ()) -> tuple[Curve, ...]:
+def curves_of(
+    columns: Mapping[str, Sequence[float | None]], references: Sequence[tuple[str, float]] = ()
+) -> tuple[Curve, ...]:
     """The curves of a training table: all losses in one plot with ``references``, every other column in its own.
 
     ``columns`` has ``step`` and numeric columns of equal length; gaps are None. Columns without two finite values, and
@@ -166,7 +168,8 @@ def _layout(curve: Curve, width: int, height: int) -> _Layout | None:
         thin = len(siblings) > 1 and "train" in name
         line = _Line(name, order.index(_subject(name)), thin, tuple((px(x), py(y)) for x, y in points), points[-1][1])
         box.lines.append(line)
-    box.labels.extend(_spread([(line.points[-1][1], f"{line.name} {number(line.last)}", line.colour) for line in box.lines], box))
+    labels = [(line.points[-1][1], f"{line.name} {number(line.last)}", line.colour) for line in box.lines]
+    box.labels.extend(_spread(labels, box))
     return box
 
 
@@ -197,59 +200,78 @@ def curve_svg(curve: Curve, *, width: int = 820, height: int = 300) -> Markup:
     if box is None:
         return Markup("")
     summary = ", ".join(f"{line.name} ends at {number(line.last)}" for line in box.lines)
-    parts = [
-        f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(curve.title)}: {escape(summary)}">',
-    ]
-    for y, text in box.y_ticks:
-        parts.append(f'<path class="rule" d="M{box.left} {y}H{box.right}"/><text class="tick" x="{box.left - 8}" y="{y + 4}" text-anchor="end">{text}</text>')
-    for x, text in box.x_ticks:
-        parts.append(f'<text class="tick" x="{x}" y="{box.bottom + 18}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text class="tick" x="{box.right + 10}" y="{box.bottom + 18}">step</text>')
+    name = escape(f"{curve.title}: {summary}")
+    parts = [f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="{name}">']
+
+    def text(kind: str, x: float, y: float, words: str, anchor: str = "start") -> None:
+        parts.append(f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>')
+
+    for y, words in box.y_ticks:
+        parts.append(f'<path class="rule" d="M{box.left} {y}H{box.right}"/>')
+        text("tick", box.left - 8, y + 4, words, "end")
+    for x, words in box.x_ticks:
+        text("tick", x, box.bottom + 18, words, "middle")
+    text("tick", box.right + 26, box.bottom + 18, "step")
     if curve.unit:
-        parts.append(f'<text class="tick" x="{box.left - 8}" y="{box.top - 3}" text-anchor="end">{escape(curve.unit)}</text>')
-    for y, text in box.references:
-        parts.append(f'<path class="reference" d="M{box.left} {y}H{box.right}"/><text class="reference-name" x="{box.right - 4}" y="{y - 5}" text-anchor="end">{escape(text)}</text>')
+        text("tick", box.left - 8, box.top - 3, curve.unit, "end")
+    for y, words in box.references:
+        parts.append(f'<path class="reference" d="M{box.left} {y}H{box.right}"/>')
+        text("reference-name", box.right - 4, y - 5, words, "end")
     for line in box.lines:
         path = "L".join(f"{x} {y}" for x, y in line.points)
-        parts.append(f'<path class="line c{line.colour % len(COLOURS)}{" thin" if line.thin else ""}" d="M{path}"/>')
-    for y, text, colour in box.labels:
-        parts.append(f'<text class="label c{colour % len(COLOURS)}" x="{box.right + 10}" y="{y + 4}">{escape(text)}</text>')
+        thin = " thin" if line.thin else ""
+        parts.append(f'<path class="line c{line.colour % len(COLOURS)}{thin}" d="M{path}"/>')
+    for y, words, colour in box.labels:
+        text(f"label c{colour % len(COLOURS)}", box.right + 10, y + 4, words)
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
 def curve_png(curves: Sequence[Curve], *, width: int = 820, height: int = 300) -> bytes:
-    """The curves one below the other as a PNG on white, for places that show pictures only; b"" when none has a point."""
+    """The curves one below the other as a PNG on white, for places that show only pictures; b"" without any point."""
     drawn = [(curve, box) for curve in curves if (box := _layout(curve, width, height)) is not None]
     if not drawn:
         return b""
-    scale, head = 2, 26
-    picture = Image.new("RGB", (width * scale, (height + head) * len(drawn) * scale), "white")
-    pen = ImageDraw.Draw(picture)
-    small, bold = ImageFont.load_default(12 * scale), ImageFont.load_default(15 * scale)
-
-    def text(x: float, y: float, words: str, fill: str, anchor: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont = small) -> None:
-        pen.text((x * scale, y * scale), words, fill=fill, font=font, anchor=anchor)
-
+    head = 26
+    picture = Image.new("RGB", (width * _SCALE, (height + head) * len(drawn) * _SCALE), "white")
     for i, (curve, box) in enumerate(drawn):
-        dy = (height + head) * i + head
-        text(12, dy - 10, curve.title + (f", {curve.unit}" if curve.unit else ""), "#1b1c1f", "lm", bold)
-        for y, words in box.y_ticks:
-            pen.line([(box.left * scale, (y + dy) * scale), (box.right * scale, (y + dy) * scale)], fill="#e4e4e0", width=scale)
-            text(box.left - 8, y + dy, words, "#62656d", "rm")
-        for x, words in box.x_ticks:
-            text(x, box.bottom + dy + 14, words, "#62656d", "mm")
-        text(box.right + 10, box.bottom + dy + 14, "step", "#62656d", "lm")
-        for y, words in box.references:
-            for x in range(int(box.left), int(box.right), 8):
-                pen.line([(x * scale, (y + dy) * scale), ((x + 4) * scale, (y + dy) * scale)], fill="#8a8d95", width=scale)
-            text(box.right - 4, y + dy - 9, words, "#62656d", "rm")
-        for line in box.lines:
-            colour = COLOURS[line.colour % len(COLOURS)]
-            points = [(x * scale, (y + dy) * scale) for x, y in line.points]
-            pen.line(points if len(points) > 1 else points * 2, fill=colour, width=scale if line.thin else 2 * scale + 1, joint="curve")
-        for y, words, colour_index in box.labels:
-            text(box.right + 10, y + dy, words, COLOURS[colour_index % len(COLOURS)], "lm")
+        _Pen(ImageDraw.Draw(picture), (height + head) * i + head).plot(curve, box)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+_SCALE = 2  # px of the PNG per px of the layout: sharp on dense screens
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Draws one layout into a picture, ``dy`` px down."""
+
+    draw: ImageDraw.ImageDraw
+    dy: float
+
+    def plot(self, curve: Curve, box: _Layout) -> None:
+        self.text(12, -10, curve.title + (f", {curve.unit}" if curve.unit else ""), "#1b1c1f", "lm", size=15)
+        for y, words in box.y_ticks:
+            self.line([(box.left, y), (box.right, y)], "#e4e4e0", 1)
+            self.text(box.left - 8, y, words, "#62656d", "rm")
+        for x, words in box.x_ticks:
+            self.text(x, box.bottom + 14, words, "#62656d", "mm")
+        self.text(box.right + 26, box.bottom + 14, "step", "#62656d", "lm")
+        for y, words in box.references:
+            for x in range(int(box.left), int(box.right), 8):
+                self.line([(x, y), (x + 4, y)], "#8a8d95", 1)
+            self.text(box.right - 4, y - 9, words, "#62656d", "rm")
+        for line in box.lines:
+            self.line(line.points, COLOURS[line.colour % len(COLOURS)], 1 if line.thin else 2.5)
+        for y, words, colour in box.labels:
+            self.text(box.right + 10, y, words, COLOURS[colour % len(COLOURS)], "lm")
+
+    def text(self, x: float, y: float, words: str, fill: str, anchor: str, *, size: int = 12) -> None:
+        font = ImageFont.load_default(size * _SCALE)
+        self.draw.text((x * _SCALE, (y + self.dy) * _SCALE), words, fill=fill, font=font, anchor=anchor)
+
+    def line(self, points: Sequence[Point], fill: str, width: float) -> None:
+        scaled = [(x * _SCALE, (y + self.dy) * _SCALE) for x, y in points]
+        self.draw.line(scaled if len(scaled) > 1 else scaled * 2, fill=fill, width=round(width * _SCALE), joint="curve")

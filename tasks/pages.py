@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -22,7 +23,12 @@ from tasks.curves import Curve, curve_svg, number
 Verdict = Literal["good", "fair", "poor", ""]
 SHOWN_SAMPLES = 24  # of a sheet; the rest is folded away
 SHOWN_TAGS = 40
+MAX_PER_ROW = 6
 
+# Marks that reorder text (embeddings, overrides, isolates) or that nobody sees.
+_INVISIBLE = frozenset(
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c\u200b\u2060\ufeff\u00ad"
+)
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
 
 
@@ -44,7 +50,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table of metrics. ``low`` and ``high`` bound the confidence interval; ``previous`` is the last model's value."""
+    """One row of the table of metrics, with its confidence interval and the value of the model before this one."""
 
     name: str
     value: float | None
@@ -141,48 +147,69 @@ class ReportData:
 
 
 def gallery_html(rows: Iterable[Mapping[str, Any]], *, title: str, facts: Mapping[str, str], tile_px: int) -> bytes:
-    """One HTML file that shows a batch: pictures by prompt, search, tags, provenance on click, refused prompts with reasons.
+    """One HTML file that shows a batch: pictures by prompt, search, tags, provenance on click, refusals with reasons.
 
     ``rows`` have the columns of ``records.GENERATION`` and are shown in their order; ``facts`` stand in the head of the
     page; ``tile_px`` is the side of a picture on the page, in CSS px.
     """
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    provenance: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        group = groups.setdefault((row["prompt"], row["tags"]), {"prompt": row["prompt"], "tags": tags_of(row["tags"]), "sha": row["prompt_sha256"], "drawn": [], "refused": []})
-        if row["status"] != "drawn":
-            group["refused"].append(row["reason"])
-            continue
-        made_by = provenance.setdefault((row["model"], row["sampler"], row["code_version"]), len(provenance))
-        group["drawn"].append({"uri": data_uri(row["image"]), "index": row["index"], "seed": row["seed"], "made_by": made_by})
-    cards = list(groups.values())
-    counts: dict[str, int] = {}
-    for card in cards:
-        for tag in card["tags"]:
-            counts[tag] = counts.get(tag, 0) + 1
-    data = {
-        "cards": [
-            # Seeds are 64 bits; as text they survive JavaScript, whose numbers hold 53.
-            {"prompt": c["prompt"], "tags": c["tags"], "sha": c["sha"], "pictures": [[p["index"], str(p["seed"]), p["made_by"]] for p in c["drawn"]]}
-            for c in cards
-        ],
-        "made_by": [{"model": model, "sampler": sampler, "code": code} for model, sampler, code in provenance],
-    }
-    style = _text("gallery.css") + _sizes(tile_px, {len(c["drawn"]) for c in cards})
+    cards, made_by = _cards(rows)
+    counts = Counter(tag for card in cards for tag in card.tags)
+    # The page lays out cards of the commonest size; a card with many more pictures has a row of its own.
+    sizes = [len(card.drawn) for card in cards if card.drawn]
+    per_card = min(max(set(sizes), key=lambda n: (sizes.count(n), n), default=1), MAX_PER_ROW)
     return _page(
         "gallery.html.j2",
-        style=style,
+        style=_text("gallery.css") + f":root{{--tile:{tile_px}px;--n:{per_card}}}",
         script=_text("gallery.js"),
+        per_card=per_card,
         title=title,
         facts=facts,
         cards=cards,
-        data=data,
+        data={"cards": [card.data() for card in cards], "made_by": made_by},
         tile_px=tile_px,
-        tags=sorted(counts, key=lambda tag: (-counts[tag], tag))[:SHOWN_TAGS],
-        tag_counts=counts,
-        num_pictures=sum(len(c["drawn"]) for c in cards),
-        num_refused=sum(1 for c in cards if c["refused"]),
+        tags=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:SHOWN_TAGS],
+        num_pictures=sum(len(card.drawn) for card in cards),
+        num_refused=sum(1 for card in cards if card.refused),
     )
+
+
+@dataclass
+class _Drawn:
+    uri: str
+    index: int
+    seed: int
+    made_by: int
+
+
+@dataclass
+class _Card:
+    """One prompt of the gallery with everything that was drawn for it."""
+
+    prompt: str
+    tags: list[str]
+    sha: str
+    drawn: list[_Drawn] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        """What the page's script knows. Seeds are 64 bits: as text they survive JavaScript, whose numbers hold 53."""
+        pictures = [[p.index, str(p.seed), p.made_by] for p in self.drawn]
+        return {"prompt": self.prompt, "tags": self.tags, "sha": self.sha, "pictures": pictures}
+
+
+def _cards(rows: Iterable[Mapping[str, Any]]) -> tuple[list[_Card], list[dict[str, str]]]:
+    """Rows by prompt and tags in the order of their first appearance, and the distinct ways in which they were made."""
+    cards: dict[tuple[str, str], _Card] = {}
+    made_by: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        key = (row["prompt"], row["tags"])
+        card = cards.setdefault(key, _Card(row["prompt"], tags_of(row["tags"]), row["prompt_sha256"]))
+        if row["status"] != "drawn":
+            card.refused.append(row["reason"])
+            continue
+        by = made_by.setdefault((row["model"], row["sampler"], row["code_version"]), len(made_by))
+        card.drawn.append(_Drawn(data_uri(row["image"]), row["index"], row["seed"], by))
+    return list(cards.values()), [{"model": m, "sampler": s, "code": c} for m, s, c in made_by]
 
 
 def report_html(data: ReportData) -> bytes:
@@ -214,19 +241,12 @@ def report_html(data: ReportData) -> bytes:
     )
 
 
-def _sizes(tile_px: int, counts: set[int]) -> str:
-    """Rules that depend on the batch. They are part of the style sheet because the policy forbids style attributes."""
-    per_count = "".join(f".n{n}{{--n:{n}}}" for n in sorted(counts))
-    return f":root{{--tile:{tile_px}px}}{per_count}"
-
-
 def _page(template: str, *, style: str, script: str, **values: Any) -> bytes:
     style = _text("page.css") + style
-    policy = ["default-src 'none'", "img-src data:", f"style-src {_hash(style)}", "base-uri 'none'", "form-action 'none'"]
-    if script:
-        policy.append(f"script-src {_hash(script)}")
-    text = _environment().get_template(template).render(style=Markup(style), script=Markup(script), policy="; ".join(policy), **values)
-    return text.encode("utf-8", "replace")
+    allowed = [f"style-src {_hash(style)}", *([f"script-src {_hash(script)}"] if script else [])]
+    policy = "; ".join(("default-src 'none'", "img-src data:", *allowed, "base-uri 'none'", "form-action 'none'"))
+    page = _environment().get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), policy=policy, **values).encode("utf-8", "replace")
 
 
 def _hash(text: str) -> str:
@@ -238,8 +258,10 @@ def _text(name: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(shown=shown, number=number, datauri=data_uri, curve=curve_svg, words=words, pretty=pretty)
+    environment = Environment(
+        loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(shown=shown, number=number, datauri=data_uri, words=words, pretty=pretty)
     return environment
 
 
@@ -255,12 +277,7 @@ def shown(text: str) -> str:
 
 
 def _deceives(char: str) -> bool:
-    if char in "\t\n\r\u200c\u200d":
-        return False
-    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in _REORDERING or char in "\u200b\u200e\u200f\u2060\ufeff"
-
-
-_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+    return char in _INVISIBLE or (unicodedata.category(char) in ("Cc", "Cs") and char not in "\t\n\r")
 
 
 def tags_of(text: str) -> list[str]:
