@@ -27,9 +27,13 @@ Report = Callable[[dict[str, float]], None]
 Save = Callable[[TrainState], None]
 
 
+class TrainingStopped(BaseException):
+    """Training was asked to stop and saved its state. Not an Exception: no handler for failures may swallow it."""
+
+
 @dataclass(frozen=True)
 class FitResult:
-    """curve: logged points, deterministic (no times). micro_batch_size: what fitted. seconds, rows_per_s: of the call."""
+    """curve: logged points, no times. micro_batch_size: what fitted. seconds, rows_per_s: of the call."""
 
     steps: int
     curve: list[dict[str, float]]
@@ -57,12 +61,14 @@ def fit(
     resume: TrainState | None = None,
     save: Save | None = None,
     report: Report | None = None,
+    should_stop: Callable[[], bool] | None = None,
     data: str = "",
 ) -> FitResult:
     """Train ``objective.network`` in place for ``optim.steps`` updates; with ``ema`` it ends with the averaged weights.
 
     resume: a state of an earlier run of the same configuration. save: called on rank 0 every ``checkpoint_every``
-    updates and at the end. report: called every ``log_every`` updates with the point of the curve and the speed.
+    updates, at the end, and when stopped. report: called every ``log_every`` updates with the point of the curve and the speed.
+    should_stop: asked after each update (on one rank); when true the state is saved and TrainingStopped raised.
     data: digest of the training data; a checkpoint of other data is refused.
 
     Raises TrainingDiverged on a non-finite loss or gradient, DataError when ``resume`` does not belong here,
@@ -99,13 +105,25 @@ def fit(
                         }
                     )
                 mark, marked = now, done
-            if save and runtime.rank == 0 and (done % optim.checkpoint_every == 0 or done == optim.steps):
+            stop = done < optim.steps and _any_rank(should_stop is not None and should_stop(), runtime)
+            if save and runtime.rank == 0 and (stop or done % optim.checkpoint_every == 0 or done == optim.steps):
                 facts = {"step": done, "data": data, "micro_batch_size": run.micro, "curve": list(curve)}
                 save(capture(run.network, run.optimizers, run.average, **facts))
+            if stop:
+                raise TrainingStopped(f"stopped after step {done} of {optim.steps}, saved")
         _publish_average(run)
     seconds = time.perf_counter() - started
     rate = (optim.steps - first) * optim.batch_size / seconds if seconds > 0 else 0.0
     return FitResult(optim.steps, curve, run.micro, seconds, rate)
+
+
+def _any_rank(stop: bool, runtime: Runtime) -> bool:
+    """Whether any rank wants to stop; all ranks must leave the loop at the same step."""
+    if runtime.world == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=runtime.device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag > 0)
 
 
 def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: TrainState | None) -> _Run:

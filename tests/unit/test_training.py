@@ -1,0 +1,276 @@
+"""The one training loop: exact resume, accumulation, ranks, out-of-memory, divergence."""
+
+import math
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from dalle_model.checkpoint import Checkpoints, TrainState
+from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
+from dalle_model.dalle import Dalle, DalleShape, build_dalle
+from dalle_model.errors import DataError, DeviceError, TrainingDiverged
+from dalle_model.objectives import Batch, DalleObjective, Loss, head_cross_entropy, tokenizer_objective
+from dalle_model.optim import lr_share
+from dalle_model.runtime import Runtime
+from dalle_model.token_batches import RowOrder, TokenRows
+from dalle_model.tokenizers.registry import build_tokenizer
+from dalle_model.training import fit
+
+SHAPE = DalleShape(text_vocab=20, max_text_tokens=5, image_vocab=32, grid=2)
+NUM_ROWS = 22  # not a multiple of the batch: epochs end inside batches
+
+
+def token_rows(num_rows: int = NUM_ROWS) -> TokenRows:
+    generator = np.random.default_rng(0)
+    text = generator.integers(1, SHAPE.text_vocab, (num_rows, SHAPE.max_text_tokens)).astype(np.uint16)
+    for i, row in enumerate(text):
+        row[1 + i % SHAPE.max_text_tokens :] = 0
+    image = generator.integers(0, SHAPE.image_vocab, (num_rows, SHAPE.num_image_tokens)).astype(np.uint16)
+    return TokenRows(text, image, np.ones(num_rows, np.float32))
+
+
+def dalle_objective(optim: OptimConfig, runtime: Runtime, dropout: float = 0.1) -> DalleObjective:
+    model = build_dalle(ModelConfig(dim=32, depth=2, heads=2, dropout=dropout), SHAPE, runtime.generator(1))
+    return DalleObjective(model, token_rows(), TrainConfig(optim=optim, condition_dropout=0.3), runtime)
+
+
+def optim_of(kind: str = "adamw", **changes: object) -> OptimConfig:
+    values: dict[str, object] = {
+        "steps": 12, "batch_size": 8, "optimizer": kind, "warmup_steps": 3, "ema": 0.9, "checkpoint_every": 1, "log_every": 1,
+    }
+    return OptimConfig.model_validate(values | changes)
+
+
+def weights(objective: DalleObjective) -> dict[str, bytes]:
+    return {k: v.numpy().tobytes() for k, v in objective.network.state_dict().items()}
+
+
+def hex_curve(curve: list[dict[str, float]]) -> list[dict[str, str]]:
+    return [{k: v.hex() for k, v in point.items()} for point in curve]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("stops", [[0], [5], [2, 3], [3, 11, 12]])  # step 0; inside; twice in one epoch; epoch end, last
+def test_resumed_run_equals_undisturbed_run_bit_for_bit(kind: str, stops: list[int]) -> None:
+    runtime, optim = Runtime(seed=3), optim_of(kind)
+    straight = dalle_objective(optim, runtime)
+    expected = fit(straight, optim, runtime, data="d")
+
+    state: TrainState | None = None
+    for stop in stops:
+        saved: list[bytes] = []
+
+        def keep(new: TrainState, until: int = stop, saved: list[bytes] = saved) -> None:
+            if new.step == until:
+                saved.append(new.to_bytes())
+                raise KeyboardInterrupt
+
+        if stop > 0:
+            with pytest.raises(KeyboardInterrupt):
+                fit(dalle_objective(optim, runtime), optim, runtime, resume=state, save=keep, data="d")
+            state = TrainState.from_bytes(saved[0])
+            torch.rand(7)  # draws of others between the runs must not matter
+    again = dalle_objective(optim, runtime)
+    result = fit(again, optim, runtime, resume=state, data="d")
+    assert hex_curve(result.curve) == hex_curve(expected.curve)
+    assert weights(again) == weights(straight)
+
+
+def test_training_leaves_the_callers_random_state_alone() -> None:
+    optim, runtime = optim_of(steps=2), Runtime()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(dalle_objective(optim, runtime), optim, runtime)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_accumulated_batch_equals_whole_batch(micro: int) -> None:
+    runtime = Runtime()
+    whole, parts = optim_of(steps=4, ema=0), optim_of(steps=4, ema=0, micro_batch_size=micro)
+    a, b = dalle_objective(whole, runtime, dropout=0.0), dalle_objective(parts, runtime, dropout=0.0)
+    curve_a, curve_b = fit(a, whole, runtime).curve, fit(b, parts, runtime).curve
+    for x, y in zip(curve_a, curve_b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
+
+
+class _Crowded(DalleObjective):
+    """Says out of memory above three rows per forward pass."""
+
+    limit = 3
+    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+
+    def loss(self, network: torch.nn.Module, batch: Batch, step: int) -> Loss:
+        if len(batch["image"]) > self.limit:
+            raise RuntimeError(self.message)
+        return super().loss(network, batch, step)
+
+
+def crowded(optim: OptimConfig, limit: int) -> _Crowded:
+    runtime = Runtime()
+    model = build_dalle(ModelConfig(dim=32, depth=1, heads=2), SHAPE, runtime.generator(1))
+    objective = _Crowded(model, token_rows(), TrainConfig(optim=optim), runtime)
+    objective.limit = limit
+    return objective
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on() -> None:
+    optim = optim_of(steps=3)
+    result = fit(crowded(optim, 3), optim, Runtime())
+    assert result.micro_batch_size == 2
+    free = crowded(optim, 99)
+    assert fit(free, optim, Runtime()).curve[-1]["loss"] == pytest.approx(result.curve[-1]["loss"], rel=1e-5)
+
+
+def test_out_of_memory_with_one_row_is_a_device_error() -> None:
+    optim = optim_of(steps=3)
+    with pytest.raises(DeviceError, match="smaller network"):
+        fit(crowded(optim, 0), optim, Runtime())
+
+
+def test_other_runtime_errors_are_not_taken_for_out_of_memory() -> None:
+    optim = optim_of(steps=3)
+    objective = crowded(optim, 0)
+    objective.message = "shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(objective, optim, Runtime())
+
+
+def test_non_finite_loss_stops_with_the_step_and_a_remedy() -> None:
+    optim, runtime = optim_of(), Runtime()
+    objective = dalle_objective(optim, runtime)
+    with torch.no_grad():
+        next(objective.network.parameters()).fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match=r"step 1; lower lr"):
+        fit(objective, optim, runtime)
+
+
+def test_checkpoint_of_other_data_or_longer_run_is_refused() -> None:
+    optim, runtime = optim_of(steps=2), Runtime()
+    states: list[TrainState] = []
+    fit(dalle_objective(optim, runtime), optim, runtime, save=states.append, data="a")
+    with pytest.raises(DataError, match="trained on data 'a'"):
+        fit(dalle_objective(optim, runtime), optim, runtime, resume=states[-1], data="b")
+    with pytest.raises(DataError, match="run ends at 1"):
+        fit(dalle_objective(optim, runtime), optim_of(steps=1), runtime, resume=states[-1], data="a")
+
+
+def test_training_learns_the_rows_by_heart() -> None:
+    runtime = Runtime()
+    optim = optim_of("muon", steps=150, ema=0, batch_size=22, lr=5e-3, log_every=150)
+    objective = dalle_objective(optim, runtime, dropout=0.0)
+    result = fit(objective, optim, runtime)
+    assert result.curve[-1]["loss_image"] < 0.5 * math.log(SHAPE.image_vocab)
+
+
+@pytest.mark.parametrize("kind", ["fsq", "dvae"])
+def test_tokenizer_training_is_deterministic_and_lowers_the_error(kind: str) -> None:
+    pictures = np.zeros((16, 3, 16, 16), np.uint8)
+    pictures[:, :, 4:12, 4:12] = np.random.default_rng(0).integers(0, 255, (16, 3, 1, 1))
+    optim = OptimConfig(steps=40, batch_size=8, lr=3e-3, warmup_steps=5, log_every=1)
+    config = TokenizerConfig.model_validate(
+        {"kind": kind, "image_px": 16, "width": 8, "num_codes": 16, "blocks_per_group": 1, "optim": optim, "kl_weight": 0.1}
+    )
+    curves = []
+    for micro in (0, 0, 4):
+        split = config.model_copy(update={"optim": optim.model_copy(update={"micro_batch_size": micro})})
+        tokenizer = build_tokenizer(config, Runtime().generator(1))
+        curves.append(fit(tokenizer_objective(tokenizer, pictures, split, Runtime()), split.optim, Runtime()).curve)
+    assert hex_curve(curves[0]) == hex_curve(curves[1])
+    assert curves[0][0]["loss"] == pytest.approx(curves[2][0]["loss"], rel=1e-5)
+    assert curves[0][-1]["l2"] < 0.7 * curves[0][0]["l2"]
+
+
+def test_chunked_cross_entropy_equals_torch() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(13, 8, requires_grad=True)
+    head = torch.nn.Linear(8, 11, bias=False)
+    targets = torch.randint(0, 11, (13,))
+    (head_cross_entropy(hidden, head, targets, Runtime(), chunk=4) / 13 * 3).backward()
+    got = (hidden.grad.clone(), head.weight.grad.clone())
+    hidden.grad = head.weight.grad = None
+    (torch.nn.functional.cross_entropy(head(hidden), targets) * 3).backward()
+    torch.testing.assert_close(got[0], hidden.grad)
+    torch.testing.assert_close(got[1], head.weight.grad)
+
+
+def test_step_size_schedules_at_their_corners() -> None:
+    for schedule, end in (("cosine", 0.1), ("linear", 0.1), ("wsd", 0.1), ("constant", 1.0)):
+        config = OptimConfig.model_validate({"steps": 101, "warmup_steps": 10, "final_lr_share": 0.1, "schedule": schedule})
+        assert lr_share(config, 0) == pytest.approx(0.1)
+        assert lr_share(config, 9) == lr_share(config, 10) == 1.0
+        assert lr_share(config, 100) == pytest.approx(end)
+    stable = OptimConfig(steps=101, warmup_steps=0, schedule="wsd", final_lr_share=0.0)
+    assert lr_share(stable, 79) == 1.0 and lr_share(stable, 90) == pytest.approx(0.5)
+
+
+def _rank(rank: int, world: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    runtime, optim = Runtime(rank=rank, world=world, seed=3), optim_of("muon", ema=0)
+    objective = dalle_objective(optim, runtime, dropout=0.0)
+    result = fit(objective, optim, runtime)
+    if rank == 0:
+        torch.distributed.barrier()
+        TrainState(0, objective.network.state_dict(), "", 1, result.curve).to_bytes()
+        Path(folder, "rank0").write_bytes(TrainState(0, objective.network.state_dict(), "", 1, result.curve).to_bytes())
+    else:
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_rank_with_the_same_batch(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    both = TrainState.from_bytes((tmp_path / "rank0").read_bytes())
+    runtime, optim = Runtime(seed=3), optim_of("muon", ema=0)
+    single = dalle_objective(optim, runtime, dropout=0.0)
+    result = fit(single, optim, runtime)
+    for x, y in zip(result.curve, both.curve, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+    assert isinstance(single.network, Dalle)
+
+
+def test_batches_cover_each_epoch_once_and_depend_on_the_step_only() -> None:
+    order = RowOrder(10, 4, Runtime(seed=1))
+    seen = np.concatenate([order.rows(s) for s in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert list(seen[:10]) != list(seen[10:])
+    assert list(RowOrder(10, 4, Runtime(seed=1)).rows(3)) == list(seen[12:16])
+    ranks = [RowOrder(10, 4, Runtime(seed=1, rank=r, world=2)) for r in range(2)]
+    assert [list(o.rows(1)[o.part()]) for o in ranks] == [list(seen[4:6]), list(seen[6:8])]
+
+
+def test_sample_weights_set_how_often_a_row_is_seen() -> None:
+    weights = np.array([3, 1, 0, 0], np.float32)
+    order = RowOrder(4, 4, Runtime(seed=1), weights)
+    counts = np.bincount(np.concatenate([order.rows(s) for s in range(50)]), minlength=4)
+    assert list(counts) == [150, 50, 0, 0]
+
+
+def test_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Checkpoints(tmp_path, keep=2)
+    optim, runtime = optim_of(steps=3), Runtime()
+    fit(dalle_objective(optim, runtime), optim, runtime, save=folder.save)
+    assert [p.name for p in folder.paths()] == ["step-000000002.ckpt", "step-000000003.ckpt"]
+    newest = folder.paths()[-1]
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    state = folder.latest()
+    assert state is not None and state.step == 2
+    assert "step-000000003.ckpt is damaged" in caplog.text
+
+
+def test_equal_states_have_equal_bytes() -> None:
+    tensors = {f"t{i}": torch.arange(i + 1.0) for i in range(20)}
+    first = TrainState(1, tensors, "d", 4, [{"loss": 0.1}]).to_bytes()
+    assert first == TrainState(1, dict(reversed(tensors.items())), "d", 4, [{"loss": 0.1}]).to_bytes()
