@@ -1,0 +1,215 @@
+"""Curate: which pairs are good enough, which are kin, and which split each belongs to.
+
+Features (scores and hashes of every pair) are measured once per pairs artifact and shared by all curations of it, so
+another threshold costs a scan and no picture is decoded again.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.config import CurateConfig
+from dalle_model.curation.clusters import SPLITS
+from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure
+from dalle_model.curation.rules import NOT_CHECKED, RULES, RULES_VERSION
+from dalle_model.curation.selection import DUPLICATE, Selection, select
+from dalle_model.errors import DataError
+from dalle_model.records import CURATED, LEDGER, SCORE
+from dalle_model.sheets import contact_sheet
+from tasks.artifacts import ObjectRef, Part, fingerprint
+from tasks.job import Job, Outcome
+from tasks.tables import TableFile
+
+_SHEET_TILES = 48
+_COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "extra"]
+
+
+def work(job: Job) -> Outcome:
+    """Measure what is not measured yet, then judge, split and file every pair."""
+    config: CurateConfig = job.config
+    started = time.monotonic()
+    features = _measured(job)
+    measured_s = time.monotonic() - started
+    selection = select(_tables(job, features), config)
+    with (
+        TableFile(job.spool / "curated.parquet", CURATED) as curated,
+        TableFile(job.spool / "ledger.parquet", LEDGER) as ledger,
+        TableFile(job.spool / "scores.parquet", SCORE) as scores,
+    ):
+        first = 0
+        for shard, table in enumerate(_tables(job, features)):
+            verdict = selection.verdict[first : first + table.num_rows]
+            curated.add_table(_curated(table, selection, shard, first))
+            ledger.add_table(_ledger(table, verdict, selection))
+            scores.add_table(_scores(table, selection))
+            first += table.num_rows
+            job.check_stop()
+        rows = curated.rows
+        if ledger.rows != len(selection.verdict) or rows + sum(selection.reasons().values()) != ledger.rows:
+            raise DataError(
+                f"{len(selection.verdict)} pairs went in, but {rows} kept of {ledger.rows} came out; this is a defect, please report it"
+            )
+        objects = (
+            job.put(curated.finish(), ext="parquet", role="curated", rows=rows),
+            job.put(ledger.finish(), ext="parquet", role="ledger", rows=ledger.rows),
+            job.put(scores.finish(), ext="parquet", role="scores", rows=scores.rows),
+        )
+    sheets = (
+        job.put(_sheet(job, selection, kept=True), ext="png", role="sheet.kept"),
+        job.put(_sheet(job, selection, kept=False), ext="png", role="sheet.rejected"),
+    )
+    facts = {"measure_s": round(measured_s, 3), "curate_s": round(time.monotonic() - started, 3)}
+    return Outcome(objects=(*objects, *features, *sheets), rows=rows, stats=_stats(selection), facts=facts)
+
+
+def _measured(job: Job) -> list[ObjectRef]:
+    """Features of every shard of pairs. Their receipts hang on the pairs alone, so other thresholds find them."""
+    pairs = job.inputs["pairs"]
+    versions = {"features": FEATURES_VERSION, "rules": RULES_VERSION}
+    shared = fingerprint("features", FEATURES_VERSION, versions, {"pairs": pairs.fingerprint})
+    shards = pairs.objects_of("pairs")
+    found = job.store.parts(shared)
+    objects: list[ObjectRef] = []
+    done = 0
+    with ThreadPoolExecutor(job.workers, "measure") as threads:
+        for number, shard in enumerate(shards):
+            part = found.get(number)
+            if part is None or job.store.missing(part.objects):
+                part = Part(objects=(_measure_shard(job, shard, number, threads),))
+                job.store.commit_part(shared, number, part)
+            objects += part.objects
+            done += shard.rows
+            job.progress(done, pairs.rows, unit="pairs")
+    return objects
+
+
+def _measure_shard(job: Job, shard: ObjectRef, number: int, threads: ThreadPoolExecutor) -> ObjectRef:
+    with TableFile(job.spool / f"features-{number:06d}.parquet", FEATURES) as out:
+        # Row groups are bounded in bytes by ingest, so memory does not grow with the shard.
+        with pq.ParquetFile(job.fetch(shard)) as file:
+            for group in range(file.num_row_groups):
+                out.add_table(measure(file.read_row_group(group, columns=_COLUMNS), threads))
+        return job.put(out.finish(), ext="parquet", role="features", rows=out.rows)
+
+
+def _tables(job: Job, features: list[ObjectRef]) -> Iterator[pa.Table]:
+    """Feature tables shard by shard."""
+    for obj in features:
+        yield pq.read_table(job.fetch(obj))
+
+
+def _curated(table: pa.Table, selection: Selection, shard: int, first: int) -> pa.Table:
+    end = first + table.num_rows
+    rows = np.flatnonzero(selection.kept[first:end])
+    kept = table.take(rows)
+    names = np.array(SPLITS)[selection.split[first:end][rows]]
+    return pa.table(
+        {
+            "id": kept["id"],
+            "shard": pa.array(np.full(len(rows), shard), pa.int32()),
+            "row": pa.array(rows, pa.int32()),
+            "caption": kept["caption"],
+            "split": pa.array(names.tolist(), pa.string()),
+            "weight": pa.array(np.ones(len(rows), np.float32)),
+            "cluster": pa.array([f"{int(c):016x}" for c in selection.clusters[first:end][rows]], pa.string()),
+        },
+        schema=CURATED,
+    )
+
+
+def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selection: Selection) -> pa.Table:
+    rows = []
+    for number, failed in enumerate(verdict.tolist()):
+        test = selection.tests[failed - 1] if failed else None
+        score = table[test.rule][number].as_py() if test and test is not DUPLICATE else None
+        rows.append((test.reason, test.rule, score, test.words) if test else ("", "", None, ""))
+    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+    return pa.table(
+        {
+            **{name: table[name] for name in ("id", "source", "key")},
+            "kept": pa.array(verdict == 0),
+            **{
+                name: pa.array(values, LEDGER.field(name).type)
+                for name, values in zip(("reason", "rule", "score", "detail"), columns, strict=True)
+            },
+        },
+        schema=LEDGER,
+    )
+
+
+def _scores(table: pa.Table, selection: Selection) -> pa.Table:
+    """Every score of every rule with its verdict under the thresholds of this curation."""
+    pieces = []
+    for rule in RULES:
+        scores = np.asarray(table[rule.name].to_numpy(), np.float64)
+        passed = np.ones(len(scores), bool)
+        for test in selection.tests:
+            if test.rule == rule.name:
+                passed &= test.passed(scores)
+        columns = {
+            "id": table["id"],
+            "rule": pa.array([rule.name] * len(scores), pa.string()),
+            "rule_version": pa.array(np.full(len(scores), rule.version), pa.int32()),
+            "score": table[rule.name],
+            "passed": pa.array(passed),
+        }
+        pieces.append(pa.table(columns, schema=SCORE))
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def _stats(selection: Selection) -> dict[str, Any]:
+    _, sizes = np.unique(selection.clusters[selection.kept], return_counts=True)
+    return {
+        "rows_in": len(selection.verdict),
+        "kept": int(selection.kept.sum()),
+        "funnel": selection.funnel(),
+        "reasons": selection.reasons(),
+        "splits": selection.splits(),
+        "clusters": len(sizes),
+        "largest_cluster": int(sizes.max()),
+        "thresholds": {test.reason: test.words for test in selection.tests if test is not DUPLICATE},
+        "not_checked": list(NOT_CHECKED),
+    }
+
+
+def _sheet(job: Job, selection: Selection, *, kept: bool) -> bytes:
+    """Kept: spread evenly over the set. Rejected: each reason in turn, spread evenly within it."""
+    if kept:
+        wanted = _spread(np.flatnonzero(selection.kept), _SHEET_TILES)
+    else:
+        by_reason = [
+            _spread(np.flatnonzero(selection.verdict == n), _SHEET_TILES) for n in range(1, len(selection.tests) + 1)
+        ]
+        wanted = [rows[turn] for turn in range(_SHEET_TILES) for rows in by_reason if turn < len(rows)][:_SHEET_TILES]
+    pictures = _pictures(job, sorted(wanted))
+    labels = []
+    for row in wanted:
+        failed = int(selection.verdict[row])
+        caption = pictures[row][1]
+        labels.append(f"{selection.tests[failed - 1].reason}: {caption}" if failed else caption)
+    return contact_sheet([pictures[row][0] for row in wanted], labels)
+
+
+def _spread(rows: np.ndarray[Any, np.dtype[np.int64]], count: int) -> list[int]:
+    count = min(count, len(rows))
+    return [int(rows[i * len(rows) // count]) for i in range(count)]
+
+
+def _pictures(job: Job, rows: list[int]) -> dict[int, tuple[bytes, str]]:
+    """(picture, caption) of some rows, counted over all shards."""
+    found: dict[int, tuple[bytes, str]] = {}
+    first = 0
+    for shard in job.inputs["pairs"].objects_of("pairs"):
+        inside = [row for row in rows if first <= row < first + shard.rows]
+        if inside:
+            table = pq.read_table(job.fetch(shard), columns=["image", "caption"]).take([row - first for row in inside])
+            found.update(
+                zip(inside, zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True), strict=True)
+            )
+        first += shard.rows
+    return found
