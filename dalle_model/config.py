@@ -38,7 +38,8 @@ class IngestConfig(Section):
     background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour behind transparent pictures.")
     max_image_bytes: int = Field(20_000_000, ge=1, description="Encoded size limit in bytes, checked before decoding.")
     max_image_mpx: float = Field(25.0, gt=0, le=1000, description="Pixel limit in megapixels, checked in the header before decoding.")
-    max_decode_s: float = Field(10.0, gt=0, description="Seconds one picture may take to decode before its child process is stopped.")
+    max_decode_s: float = Field(10.0, gt=0, description="Seconds one picture may take to decode, half of it on the CPU, before its child process is stopped.")
+    max_caption_chars: int = Field(20_000, ge=1, description="Characters of a caption at most; longer ones are documents, not captions.")
     max_rejected_share: float = Field(0.9, ge=0, le=1, description="The step fails when more than this share of rows is rejected: then the source is wrong, not the rows.")
     caption_column: str = Field("", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title.")
     image_column: str = Field("", description="Image column of hf: and parquet: sources; empty = the first of image, bytes, jpg, png.")
@@ -47,20 +48,21 @@ class IngestConfig(Section):
 class CurateConfig(Section):
     """Curate: which pairs are good enough, and which split each belongs to."""
 
-    preset: Literal["none", "datacomp_basic", "dalle2021"] = Field("none", description="Published rule set to start from; the thresholds below apply on top.")
-    min_side_px: int = Field(16, ge=1, description="Shorter side at least, px.")
+    preset: Literal["none", "datacomp_basic", "dalle2021"] = Field("none", description="Published rule set. Its thresholds and those below both apply: the stricter one counts.")
+    min_side_px: int = Field(16, ge=1, description="Shorter side of the source picture at least, px. Vector pictures have no size and pass.")
     max_aspect: float = Field(3.0, ge=1, description="Long side over short side at most.")
     min_caption_words: int = Field(1, ge=0, description="Words in the caption at least.")
     min_caption_chars: int = Field(2, ge=0, description="Characters in the caption at least.")
     max_caption_chars: int = Field(1000, ge=1, description="Characters in the caption at most.")
     max_word_repetition: float = Field(0.7, gt=0, le=1, description="Share of the most frequent word at most (captions of four words or more).")
+    max_boilerplate: float = Field(1.0, gt=0, le=1, description="Share of the caption in stock phrases such as date stamps at most, 1 = off.")
     min_entropy_bits: float = Field(0.1, ge=0, description="Entropy of the grey histogram at least, bits; drops blank pictures.")
-    near_duplicate_bits: int = Field(-1, ge=-1, le=32, description="Pairs whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = off. Clusters never straddle splits.")
+    near_duplicate_bits: int = Field(-1, ge=-1, le=12, description="Pictures whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = only equal pictures do. Clusters never straddle train, valid and test. Unrelated pictures begin to meet near 12.")
     drop_duplicates: bool = Field(True, description="Keep one pair per identical (image, caption); the smallest id survives.")
     valid_share: float = Field(0.02, ge=0, lt=1, description="Share of clusters held for validation.")
     test_share: float = Field(0.0, ge=0, lt=1, description="Share of clusters held for testing.")
     holdout_pattern: str = Field("", description="Regular expression of captions from which compositions are held out of training; empty = none.")
-    holdout_every: int = Field(10, ge=2, description="One in this many matching captions goes to the split `heldout` (by hash of the caption).")
+    holdout_every: int = Field(10, ge=2, description="One in this many matching captions goes to the split `heldout` (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.")
     seed: int = Field(0, ge=0, description="Seed of the split.")
 
     @model_validator(mode="after")
@@ -106,6 +108,7 @@ class TokenizerConfig(Section):
     l1_share: float = Field(0.5, ge=0, le=1, description="fsq: weight of the mean absolute error; the mean squared error has the rest.")
     kl_weight: float = Field(6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A).")
     final_temperature: float = Field(1 / 16, gt=0, le=1, description="Final Gumbel-softmax temperature of the dVAE.")
+    min_perplexity_share: float = Field(0.02, ge=0, lt=1, description="The step fails when the code perplexity is below this share of the vocabulary: the codebook has collapsed.")
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=1e-4, batch_size=64))
 
     @property
@@ -198,7 +201,8 @@ class EvaluateConfig(Section):
 
     num_captions: int = Field(96, ge=1, le=100_000, description="Training captions spread over the set that are drawn for `recognisability`.")
     num_heldout: int = Field(32, ge=0, le=100_000, description="Held-out compositions drawn beside them.")
-    batch_size: int = Field(64, ge=1, description="Rows per forward pass. Has no effect on the figures.")
+    max_reference: int = Field(20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly.")
+    batch_size: int = Field(32, ge=1, description="Pictures drawn at once. Has no effect on the figures.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
     sampler: SamplerConfig | None = Field(None, description="None = the sampler stored with the model.")
 
