@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,40 +96,38 @@ def key_of(*parts: str) -> str:
 
 
 def escaped(text: object) -> str:
-    """Text that markdown and HTML show as it is: every ASCII mark becomes a character reference, which is never markup.
-
-    Line ends become spaces, so that a caption cannot leave its table cell; hidden characters are named.
+    """Text that markdown shows as it is: a backslash before every ASCII mark (Prefect's older UI shows character
+    references literally, the newer one does not; both take backslashes). Line ends become spaces, so that a caption
+    cannot leave its table cell; hidden characters are named.
     """
     line = " ".join(shown(str(text)).split())
-    return "".join(c if c.isalnum() or c == " " or not c.isascii() else f"&#{ord(c)};" for c in line)
+    return "".join(f"\\{c}" if c in string.punctuation else c for c in line)
 
 
 def _summary_card(manifest: Manifest, store: Store, decision: str) -> Card:
     facts = manifest.facts
-    rows: list[tuple[str, str]] = [
-        ("Fingerprint", _code(manifest.fingerprint)),
-        ("Rows", f"{manifest.rows:,}"),
-        ("Size", _size(manifest.bytes)),
-    ]
+    rows = [("Fingerprint", f"`{manifest.fingerprint[:12]}`")]
     if decision:
-        rows.insert(0, ("This run", escaped(decision)))
+        rows.append(("This run", escaped(decision)))
+    rows += [("Rows", f"{manifest.rows:,}"), ("Size", _size(manifest.bytes))]
     shown_facts = [name for name in ("seconds", "device", "dtype", "host") if name in facts]
     rows += [(name.capitalize(), escaped(_plain(facts[name]))) for name in shown_facts]
-    rows += [(f"Input {escaped(i.name)}", f"{escaped(i.step)} {_code(i.fingerprint[:12])}") for i in manifest.inputs]
-    rows.append(("Manifest", _code(store.manifest_uri(manifest.step, manifest.fingerprint))))
-    for role in ("gallery", "report", "sheet"):
-        rows += [(role.capitalize(), _code(store.url(o.key))) for o in manifest.objects_of(role)]
+    rows += [(f"Input {escaped(i.name)}", f"{escaped(i.step)} `{i.fingerprint[:12]}`") for i in manifest.inputs]
     parts = [
         f"## {escaped(words(manifest.step))}: {manifest.rows:,} rows",
         escaped(_KINDS.get(manifest.kind, manifest.kind)),
+        _table(rows[0], rows[1:]),
     ]
     if isinstance(manifest.stats.get("summary"), str):
-        parts.append(escaped(manifest.stats["summary"]))
-    parts.append(_table(("", ""), rows))
+        parts.insert(2, escaped(manifest.stats["summary"]))
     figures = _figures(manifest.stats)
-    if figures and manifest.kind != "evaluation":
+    if figures and manifest.kind != "evaluation":  # an evaluation has a card of its own for them
         parts += ["### Figures", _table(("Figure", "Value"), figures, right=(1,))]
     parts += ["### Objects", _table(("Role", "Objects", "Rows", "Size"), _objects(manifest), right=(1, 2, 3))]
+    looked_at = [o for role in ("gallery", "report", "sheet") for o in manifest.objects_of(role)]
+    where = [(o.role, store.url(o.key)) for o in looked_at]
+    where.append(("manifest", store.manifest_uri(manifest.step, manifest.fingerprint)))
+    parts += ["### Where it is", _paths(where)]
     how = "reused" if decision.startswith("reused") else "done"
     description = f"{words(manifest.step)} {how}: {manifest.rows:,} rows, {manifest.fingerprint[:12]}"
     return Card(key_of(manifest.step, "summary"), description, "\n\n".join(parts))
@@ -170,8 +169,12 @@ def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | Non
     if isinstance(manifest.stats.get("summary"), str):
         parts.append(escaped(manifest.stats["summary"]))
     parts.append(_table(("Figure", "Value"), rows, right=(1,)))
-    reports = manifest.objects_of("report")
-    parts += [f"The whole report, with pictures and explanations: {_code(store.url(o.key))}" for o in reports]
+    reports = [("report", store.url(o.key)) for o in manifest.objects_of("report")]
+    if reports:
+        parts += [
+            "The whole report, with pictures and explanations, is one file to open in a browser:",
+            _paths(reports),
+        ]
     return Card(key_of(manifest.step, "metrics"), f"{len(rows)} figures", "\n\n".join(parts))
 
 
@@ -194,7 +197,7 @@ def _sheet_maker(obj: ObjectRef) -> CardMaker:
     def make(manifest: Manifest, store: Store, decision: str) -> Card:
         title = f"{escaped(words(manifest.step))}: {escaped(_SHEETS.get(obj.role, words(obj.role))).lower()}"
         picture = data_uri(small_picture(store.read(obj)))
-        text = f"## {title}\n\n![{title}]({picture})\n\nFull size: {_code(store.url(obj.key))}"
+        text = f"## {title}\n\n![{title}]({picture})\n\n{_paths([('full size', store.url(obj.key))])}"
         return Card(key_of(manifest.step, obj.role), _SHEETS.get(obj.role, words(obj.role)), text)
 
     return make
@@ -272,9 +275,10 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
-def _code(text: str) -> str:
-    """Text in a typewriter face. The tag is ours; what is in it is escaped."""
-    return f"<code>{escaped(text)}</code>"
+def _paths(named: Sequence[tuple[str, str]]) -> str:
+    """Long paths in a fenced block, which scrolls; in a line or a table they would run off the page."""
+    lines = [f"{name}  {' '.join(path.split())}" for name, path in named]
+    return "\n".join(("```", *lines, "```"))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
