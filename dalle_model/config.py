@@ -59,6 +59,7 @@ class CurateConfig(Section):
     min_entropy_bits: float = Field(0.1, ge=0, description="Entropy of the grey histogram at least, bits; drops blank pictures.")
     near_duplicate_bits: int = Field(-1, ge=-1, le=12, description="Pictures whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = only equal pictures do. Clusters never straddle train, valid and test. Unrelated pictures begin to meet near 12.")
     drop_duplicates: bool = Field(True, description="Keep one pair per identical (image, caption); the smallest id survives.")
+    max_captions_per_picture: int = Field(8, ge=0, description="Different captions that one picture may have, 0 = any number. With more of them it is a placeholder, and all its pairs go.")
     valid_share: float = Field(0.02, ge=0, lt=1, description="Share of clusters held for validation.")
     test_share: float = Field(0.0, ge=0, lt=1, description="Share of clusters held for testing.")
     holdout_pattern: str = Field("", description="Regular expression of captions from which compositions are held out of training; empty = none.")

@@ -17,7 +17,7 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
 from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure
 from dalle_model.curation.rules import NOT_CHECKED, RULES, RULES_VERSION
-from dalle_model.curation.selection import DUPLICATE, Selection, select
+from dalle_model.curation.selection import SET_RULES, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CURATED, LEDGER, SCORE
 from dalle_model.sheets import contact_sheet
@@ -126,7 +126,7 @@ def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selec
     rows = []
     for number, failed in enumerate(verdict.tolist()):
         test = selection.tests[failed - 1] if failed else None
-        score = table[test.rule][number].as_py() if test and test is not DUPLICATE else None
+        score = table[test.rule][number].as_py() if test and test.rule not in SET_RULES else None
         rows.append((test.reason, test.rule, score, test.words) if test else ("", "", None, ""))
     columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
     return pa.table(
@@ -172,7 +172,7 @@ def _stats(selection: Selection) -> dict[str, Any]:
         "splits": selection.splits(),
         "clusters": len(sizes),
         "largest_cluster": int(sizes.max()),
-        "thresholds": {test.reason: test.words for test in selection.tests if test is not DUPLICATE},
+        "thresholds": {test.reason: test.words for test in selection.tests},
         "not_checked": list(NOT_CHECKED),
     }
 
@@ -191,7 +191,7 @@ def _sheet(job: Job, selection: Selection, *, kept: bool) -> bytes:
     for row in wanted:
         failed = int(selection.verdict[row])
         caption = pictures[row][1]
-        labels.append(f"{selection.tests[failed - 1].reason}: {caption}" if failed else caption)
+        labels.append(f"{selection.tests[failed - 1].reason}\n{caption}" if failed else caption)
     return contact_sheet([pictures[row][0] for row in wanted], labels)
 
 

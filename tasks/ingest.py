@@ -261,5 +261,5 @@ def _rejected_sheet(parts: list[Part]) -> bytes:
             by_reason.setdefault(example[0], []).append(example)
     turns = [examples[n] for n in range(_SHEET_TILES) for _, examples in sorted(by_reason.items()) if n < len(examples)]
     return contact_sheet(
-        [None] * len(turns[:_SHEET_TILES]), [f"{reason}: {key}" for reason, key, _ in turns[:_SHEET_TILES]]
+        [None] * len(turns[:_SHEET_TILES]), [f"{reason}\n{key}" for reason, key, _ in turns[:_SHEET_TILES]]
     )

@@ -22,6 +22,12 @@ def first_of_each(keys: list[npt.NDArray[np.uint64]], rank: npt.NDArray[np.uint6
     return kept
 
 
+def captions_per_picture(pictures: UInt64Array, distinct: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """For each row the number of different captions of its picture; ``distinct`` marks one row per caption."""
+    names, group = np.unique(pictures, return_inverse=True)
+    return np.bincount(group, weights=distinct, minlength=len(names)).astype(np.int64)[group]
+
+
 def cluster(pictures: UInt64Array, hashes: UInt64Array, near_bits: int) -> UInt64Array:
     """Cluster of each row: the smallest picture number among its kin.
 

@@ -121,7 +121,8 @@ class Check:
     @property
     def words(self) -> str:
         """The threshold for a person."""
-        return f"curate.{self.knob} = {self.low if math.isinf(self.high) else self.high:g}"
+        bound = self.low if math.isinf(self.high) else self.high
+        return f"curate.{self.knob} = {bound:g}"
 
 
 # Thresholds of published sets, under the names of our config. What they ask beyond is not checked and said so.
@@ -149,10 +150,10 @@ def checks(config: CurateConfig) -> tuple[Check, ...]:
     return (
         Check("side_px", "side_too_small", "min_side_px", low=low("min_side_px")),
         Check("aspect", "aspect_too_long", "max_aspect", high=high("max_aspect")),
-        Check("caption_words", "caption_has_too_few_words", "min_caption_words", low=low("min_caption_words")),
+        Check("caption_words", "too_few_words", "min_caption_words", low=low("min_caption_words")),
         Check("caption_chars", "caption_too_short", "min_caption_chars", low=low("min_caption_chars")),
         Check("caption_chars", "caption_too_long", "max_caption_chars", high=high("max_caption_chars")),
-        Check("word_repetition", "caption_repeats_a_word", "max_word_repetition", high=high("max_word_repetition")),
-        Check("boilerplate", "caption_is_boilerplate", "max_boilerplate", high=high("max_boilerplate")),
-        Check("entropy_bits", "image_is_blank", "min_entropy_bits", low=low("min_entropy_bits")),
+        Check("word_repetition", "repeated_word", "max_word_repetition", high=high("max_word_repetition")),
+        Check("boilerplate", "boilerplate", "max_boilerplate", high=high("max_boilerplate")),
+        Check("entropy_bits", "blank_image", "min_entropy_bits", low=low("min_entropy_bits")),
     )

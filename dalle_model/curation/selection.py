@@ -7,7 +7,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dalle_model.config import CurateConfig
-from dalle_model.curation.clusters import SPLITS, cluster, first_of_each, held_out, split_of
+from dalle_model.curation.clusters import SPLITS, captions_per_picture, cluster, first_of_each, held_out, split_of
 from dalle_model.curation.features import digest64
 from dalle_model.curation.rules import Check, checks
 from dalle_model.errors import DataError, UsageError
 
-DUPLICATE = Check("duplicate", "duplicate", "drop_duplicates")
+DUPLICATE = Check("duplicate", "duplicate", "drop_duplicates", high=1)
+PLACEHOLDER = Check("captions_per_picture", "placeholder", "max_captions_per_picture")
+SET_RULES = (DUPLICATE.rule, PLACEHOLDER.rule)  # judged over the whole set: they have no score of a single pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,16 @@ def select(features: Iterable[pa.Table], config: CurateConfig) -> Selection:
         np.frombuffer(column, np.uint64) if column else np.zeros(0, np.uint64) for column in columns
     )
     all_verdicts = np.concatenate(verdicts) if verdicts else np.zeros(0, np.uint8)
+    alive = np.flatnonzero(all_verdicts == 0)
+    survives = first_of_each([pictures[alive], captions_[alive]], ids[alive])
+    captions_of_each = captions_per_picture(pictures[alive], survives)
     if config.drop_duplicates:
-        alive = np.flatnonzero(all_verdicts == 0)
-        survives = first_of_each([pictures[alive], captions_[alive]], ids[alive])
-        all_verdicts[alive[~survives]] = len(tests) + 1
         tests = (*tests, DUPLICATE)
+        all_verdicts[alive[~survives]] = len(tests)
+    if config.max_captions_per_picture:
+        tests = (*tests, replace(PLACEHOLDER, high=config.max_captions_per_picture))
+        crowded = alive[captions_of_each > config.max_captions_per_picture]
+        all_verdicts[crowded[all_verdicts[crowded] == 0]] = len(tests)
     selection = _with_splits(all_verdicts, tests, pictures, phashes, np.frombuffer(bytes(held), np.bool_), config)
     _refuse_empty(selection, config)
     return selection
