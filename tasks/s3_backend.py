@@ -44,7 +44,7 @@ class S3Client(Protocol):
 
 
 class Fault(NamedTuple):
-    """What a failed request means: ``again`` and ``contact`` may be repeated, ``fatal`` may not, the rest are answers."""
+    """What a failed request means: ``again`` and ``contact`` may be sent again, ``fatal`` not; the rest are answers."""
 
     kind: str  # absent | precondition | range | unsupported | again | contact | full | fatal
     words: str

@@ -217,7 +217,7 @@ class Store:
         return path
 
     def verify(self, manifest: Manifest) -> list[tuple[str, str]]:
-        """Read all objects of an artifact: (key, what is wrong) of each that is missing or differs; all are recorded."""
+        """Read all objects of an artifact: (key, what is wrong) of each that is missing or differs; recorded too."""
         problems = self._map(self._problem, {o.key: o for o in manifest.objects}.values())
         return [problem for problem in problems if problem is not None]
 
@@ -284,7 +284,8 @@ class Store:
             if other.sha256 != manifest.sha256:
                 raise CommitConflict(
                     f"{manifest.step} {manifest.fingerprint[:12]} is committed with other content "
-                    f"({other.sha256[:12]}, not {manifest.sha256[:12]}): the step is not deterministic, or its version was not raised when its meaning changed"
+                    f"({other.sha256[:12]}, not {manifest.sha256[:12]}): "
+                    "the step is not deterministic, or its version was not raised when its meaning changed"
                 )
         return manifest.ref(self.url(key))
 
@@ -399,7 +400,7 @@ class Store:
         return self.probe()
 
     def sweep(self, older_than_s: float = 86_400, dry_run: bool = False) -> SweepReport:
-        """Remove what nobody names and what killed writers left, if older than ``older_than_s``; see ``tasks.sweep``."""
+        """Remove what nobody names and what killed writers left, if older than that; see ``tasks.sweep``."""
         return sweep(self, older_than_s, dry_run)
 
     # internals
