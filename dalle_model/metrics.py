@@ -62,13 +62,18 @@ def nearest(generated: Tensor, training: Tensor) -> Tensor:
     return distance.argmin(1)
 
 
-def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
-    """Share of generated pictures whose nearest training picture is their caption's own.
+def recognised(generated: Tensor, training: Tensor, own_index: Tensor) -> Tensor:
+    """Which generated pictures have their caption's own picture as the nearest training picture -> bool [n].
 
-    generated [n, 3, H, W], training [m, 3, H, W] in [0, 1]; own_index int64 [n] into ``training``. A picture that
-    equals its own exactly counts also when a duplicate has a lower index.
+    generated [n, 3, H, W], training [m, 3, H, W] in [0, 1]; own_index int64 [n] into ``training``. A picture whose own
+    has an exact duplicate counts whichever of the two is found.
     """
     found = nearest(generated, training)
     half = F.avg_pool2d(training.float(), 2)
     same = (half[found] == half[own_index]).flatten(1).all(1)
-    return float((same | (found == own_index)).double().mean())
+    return same | (found == own_index)
+
+
+def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
+    """Share of generated pictures that are ``recognised``."""
+    return float(recognised(generated, training, own_index).double().mean())

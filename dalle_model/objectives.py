@@ -147,6 +147,25 @@ def text_targets(text: Tensor) -> Tensor:
     return (text != PAD) | (before != PAD)
 
 
+@torch.inference_mode()
+def validation_losses(model: Dalle, rows: TokenRows, runtime: Runtime, limit: int = 0, batch_size: int = 64) -> tuple[float, float]:
+    """(nats per text token, nats per image token) over ``rows``, at most ``limit`` of them spread evenly, 0 = all."""
+    count = len(rows.image)
+    chosen = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(np.int64))
+    text_sum = image_sum = num_text = num_image = 0.0
+    length = model.shape.max_text_tokens
+    for start in range(0, len(chosen), batch_size):
+        text, image = (t.to(runtime.device) for t in rows.gather(chosen[start : start + batch_size]))
+        with runtime.autocast():
+            hidden = model(text, image)
+            targets = text_targets(text)
+            text_sum += float(head_cross_entropy(hidden[:, :length][targets], model.text_head, text[targets], runtime))
+            image_sum += float(head_cross_entropy(hidden[:, length:].flatten(0, 1), model.image_head, image.flatten(), runtime))
+        num_text += float(targets.sum())
+        num_image += image.numel()
+    return text_sum / max(num_text, 1), image_sum / max(num_image, 1)
+
+
 class _PictureObjective(Objective):
     """Pictures as uint8 [R, 3, H, W] in memory (or a memory map), in the order of ``RowOrder``."""
 

@@ -5,11 +5,26 @@ from prefect import flow
 from dalle_model.config import PipelineConfig
 from flows.presets import quickstart
 from flows.settings import settings_for
-from tasks.prefect_tasks import curate, encode, evaluate, fit, fit_tokenizer, generate, ingest
+from tasks.plain import Steps
+from tasks.prefect_tasks import STEPS
+from tasks.settings import Settings
 from tasks.step import StepResult
 
 
-@flow(name="pipeline", flow_run_name="pipeline {config.ingest.source}", log_prints=True)
+def chain(config: PipelineConfig, s: Settings, do: Steps) -> dict[str, StepResult]:
+    """Every stage in order. ``do`` decides how each is run: as Prefect tasks, as plain functions, or only looked up."""
+    pairs = do.ingest(config.ingest, s)
+    curated = do.curate(config.curate, s, pairs=pairs.ref)
+    tokenizer = do.fit_tokenizer(config.tokenizer, s, curated=curated.ref)
+    tokens = do.encode(config.encode, s, curated=curated.ref, tokenizer=tokenizer.ref)
+    model = do.fit(config.fit, s, tokens=tokens.ref)
+    evaluation = do.evaluate(config.evaluate, s, model=model.ref)
+    generations = do.generate(config.generate, s, model=model.ref)
+    results = (pairs, curated, tokenizer, tokens, model, evaluation, generations)
+    return {result.ref.step: result for result in results}
+
+
+@flow(name="pipeline", flow_run_name="pipeline on {config.ingest.source}", log_prints=True)
 def pipeline(config: PipelineConfig = quickstart(), store: str = "") -> dict[str, StepResult]:  # noqa: B008 - frozen
     """Train a text-to-image model on a source of captioned pictures and draw with it.
 
@@ -17,13 +32,4 @@ def pipeline(config: PipelineConfig = quickstart(), store: str = "") -> dict[str
         config: Every knob of the chain, section by section. A step runs again only when something it reads changed.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
-    s = settings_for(store)
-    pairs = ingest(config.ingest, s)
-    curated = curate(config.curate, s, pairs=pairs.ref)
-    tokenizer = fit_tokenizer(config.tokenizer, s, curated=curated.ref)
-    tokens = encode(config.encode, s, curated=curated.ref, tokenizer=tokenizer.ref)
-    model = fit(config.fit, s, tokens=tokens.ref)
-    evaluation = evaluate(config.evaluate, s, model=model.ref)
-    generations = generate(config.generate, s, model=model.ref)
-    results = (pairs, curated, tokenizer, tokens, model, evaluation, generations)
-    return {result.ref.step: result for result in results}
+    return chain(config, settings_for(store), STEPS)

@@ -83,6 +83,17 @@ def load_input(store: Store, name: str, ref: ArtifactRef) -> Manifest:
     return manifest
 
 
+def load_ancestor(store: Store, manifest: Manifest, name: str) -> Manifest:
+    """The input of an artifact that its manifest calls ``name``. Raises DataError when it is no longer in the store."""
+    for used in manifest.inputs:
+        if used.name == name:
+            found = store.find(used.step, used.fingerprint)
+            if found is not None and found.sha256 == used.manifest_sha256:
+                return found
+            raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} was made from {used.step} {used.fingerprint[:12]}, which {store.uri} does not hold any more")
+    raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} has no input named {name!r}; it has {', '.join(i.name for i in manifest.inputs) or 'none'}")
+
+
 class Job:
     """One run of one stage: its config, its inputs, its store, and how to report."""
 
@@ -151,12 +162,16 @@ class Job:
     # reporting ----------------------------------------------------------------------------------------------------
 
     def progress(self, done: int, total: int, unit: str = "rows", **figures: float) -> None:
-        """Say how far the work is; at most four times a second reach the parent. Raises StopRequested after SIGTERM."""
+        """``show_progress`` at a place where the work may stop: raises StopRequested after SIGTERM."""
+        self.show_progress(done, total, unit, **figures)
+        self.check_stop()
+
+    def show_progress(self, done: int, total: int, unit: str = "rows", **figures: float) -> None:
+        """Say how far the work is; at most four times a second reach the parent."""
         now = time.monotonic()
         if done >= total or now - self._last_progress >= 0.25:
             self._last_progress = now
             self._events.send("progress", done=done, total=total, unit=unit, figures=figures)
-        self.check_stop()
 
     def log(self, text: str) -> None:
         """A line for a person."""

@@ -3,7 +3,6 @@
 Results are small JSON and Prefect's cache is off: the fingerprint in the store decides what is done.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from prefect import task
@@ -13,11 +12,11 @@ from prefect.tasks import Task
 
 from dalle_model.config import Section
 from dalle_model.errors import CommitConflict, DalleError, StepFailed, StoreUnreachable
-from tasks import stages
 from tasks.artifacts import ArtifactRef
 from tasks.display import step_display
+from tasks.plain import Step, bind
 from tasks.settings import Settings
-from tasks.step import Stage, StepResult, run_step, open_store
+from tasks.step import Stage, StepResult, open_store, run_step
 from tasks.ui import ProgressReporter, publish
 
 # Worth another try: a killed child, a store out of reach, or a failure nobody foresaw. A wrong setting stays wrong.
@@ -32,14 +31,14 @@ def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
     return False
 
 
-def stage_task(stage: Stage, *, retries: int = 2) -> Callable[..., StepResult]:
+def stage_task(stage: Stage) -> Step:
     """A Prefect task that runs ``stage``: ``task(config, settings, **inputs) -> StepResult``."""
 
     @task(
         name=stage.name,
         description=(stage.config.__doc__ or "").strip(),
         tags=["dalle", stage.name],
-        retries=retries,
+        retries=2,
         retry_delay_seconds=[5, 30],
         retry_condition_fn=_worth_retrying,
         cache_policy=NO_CACHE,
@@ -63,10 +62,5 @@ def stage_task(stage: Stage, *, retries: int = 2) -> Callable[..., StepResult]:
     return run
 
 
-ingest = stage_task(stages.INGEST)
-curate = stage_task(stages.CURATE)
-fit_tokenizer = stage_task(stages.FIT_TOKENIZER)
-encode = stage_task(stages.ENCODE)
-fit = stage_task(stages.FIT)
-evaluate = stage_task(stages.EVALUATE)
-generate = stage_task(stages.GENERATE)
+STEPS = bind(stage_task)
+ingest, curate, fit_tokenizer, encode, fit, evaluate, generate = STEPS

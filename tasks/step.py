@@ -6,7 +6,7 @@ A plain function first. The Prefect task around it (``tasks.prefect_tasks``) add
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,28 @@ def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], setti
     recorded, outside = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
     digests = {name: ref.fingerprint for name, ref in inputs.items()} | outside
     return Plan(stage, config, recorded, outside, dict(inputs), fingerprint(stage.name, stage.version, recorded, digests))
+
+
+def difference(before: Manifest, after: Manifest) -> list[str]:
+    """What separates two artifacts of one stage: step version, settings, inputs; one line each."""
+    changes = []
+    if before.step_version != after.step_version:
+        changes.append(f"step version {before.step_version} -> {after.step_version}")
+    old, new = dict(_leaves(before.config)), dict(_leaves(after.config))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            changes.append(f"{key} {old.get(key)!r} -> {new.get(key)!r}")
+    was = {i.name: i.fingerprint for i in before.inputs}
+    changes += [f"input {i.name} {was.get(i.name, 'none')[:12]} -> {i.fingerprint[:12]}" for i in after.inputs if was.get(i.name) != i.fingerprint]
+    return changes
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}".removeprefix("."))
+    else:
+        yield path, tree
 
 
 def look_up(planned: Plan, store: Store) -> tuple[Manifest | None, str]:

@@ -4,6 +4,7 @@ Events go to standard output as JSON lines; whatever libraries print goes to sta
 when its parent is gone, so a killed step leaves nothing running.
 """
 
+import errno
 import fcntl
 import os
 import platform
@@ -134,15 +135,12 @@ def main() -> int:
     except StopRequested:
         events.send("stopped")
         return STOPPED
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC outside the store: the spool folder
-            events.send("error", kind="StoreFull", text=str(StoreFull(f"no space left on the disk of {error.filename or 'the spool folder'}; free some, or set DALLE_SPOOL to another disk")))
-        else:
-            events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace=traceback.format_exc())
-        return FAILED
-    except Exception as error:  # every other failure crosses the process border as one event
-        expected = isinstance(error, DalleError)
-        events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace="" if expected else traceback.format_exc())
+    except Exception as error:  # every failure crosses the process border as one event
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or spec.settings["spool"]
+            error = StoreFull(f"no space left on the disk of {where}; free some, or set DALLE_SPOOL to another disk")
+        trace = "" if isinstance(error, DalleError) else traceback.format_exc()
+        events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace=trace)
         return FAILED
 
 

@@ -1,0 +1,148 @@
+"""What the running commands do: choose the config, run through Prefect or plainly, collect what to show."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalle_model.config import PipelineConfig
+from dalle_model.errors import UsageError
+from flows import views
+from flows.overrides import override
+from flows.presets import PRESETS
+from flows.temporary_server import api_is_configured, prepare_environment
+from tasks.artifacts import ArtifactRef, Manifest
+from tasks.plain import NotCommitted, bind, here, only_reuse
+from tasks.settings import Settings
+from tasks.stages import STAGES
+from tasks.step import StepResult, input_ref, open_store
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """One JSON object for programs, lines for a person."""
+
+    payload: dict[str, Any]
+    lines: list[str]
+
+
+def preset_config(name: str, assignments: list[str]) -> PipelineConfig:
+    """A preset with overrides applied. Raises UsageError for an unknown preset, key or value."""
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return override(PRESETS[name](), assignments)
+
+
+def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: bool, debug: bool) -> CommandResult:
+    """Run all stages and export what a person looks at to ``out``."""
+    started = time.monotonic()
+    prepare_environment(debug=debug)  # before Prefect is imported
+    from flows.pipeline import chain, pipeline
+
+    results = None
+    if not plain and not api_is_configured():
+        # With nothing to do there is nothing to record: spare the start of a temporary server.
+        try:
+            results = chain(config, settings, bind(only_reuse))
+        except NotCommitted:
+            results = None
+    if results is None:
+        results = chain(config, settings, bind(here)) if plain else pipeline(config, store=settings.store)
+    return _summary(results, settings, out, started)
+
+
+def run_stage(name: str, refs: Mapping[str, str], config: PipelineConfig, settings: Settings, out: Path | None, *, debug: bool) -> CommandResult:
+    """Run one stage: recorded by the configured Prefect API, or as a plain function where none is configured."""
+    started = time.monotonic()
+    stage = STAGES[name]
+    section = getattr(config, {"fit-tokenizer": "tokenizer"}.get(name, name))
+    inputs: dict[str, ArtifactRef] = {}
+    for (input_name, ref), kind in zip(refs.items(), stage.inputs, strict=True):
+        inputs[input_name] = latest(settings, kind) if ref == "latest" else input_ref(settings, ref, kind)
+    if api_is_configured():
+        prepare_environment(debug=debug)
+        from flows.catalog import FLOWS
+
+        references = {input_name: ref.fingerprint for input_name, ref in inputs.items()}
+        result = FLOWS[name](config=section, store=settings.store, **references)
+    else:
+        result = here(stage)(section, settings, **inputs)
+    return _summary({name: result}, settings, out, started)
+
+
+def latest(settings: Settings, kind: str) -> ArtifactRef:
+    """The artifact of a kind that was committed last. Raises UsageError when the store has none."""
+    from flows.inspection import all_manifests
+
+    store = open_store(settings)
+    manifests = [m for m in all_manifests(store) if m.kind == kind]
+    if not manifests:
+        raise UsageError(f"{store.uri} holds no {kind}; make one first, e.g. with `dalle run quickstart`")
+    newest = max(manifests, key=lambda m: float(m.facts.get("started_at", 0)))
+    return newest.ref(store.manifest_uri(newest.step, newest.fingerprint))
+
+
+def _entry(result: StepResult) -> dict[str, Any]:
+    ref = result.ref
+    return {
+        "fingerprint": ref.fingerprint,
+        "uri": ref.uri,
+        "manifest_sha256": ref.manifest_sha256,
+        "rows": ref.rows,
+        "bytes": ref.bytes,
+        "reused": result.reused,
+        "seconds": result.seconds,
+    }
+
+
+def _summary(results: Mapping[str, StepResult], settings: Settings, out: Path | None, started: float) -> CommandResult:
+    store = open_store(settings)
+    manifests: dict[str, Manifest] = {}
+    for name, result in results.items():
+        manifest = store.find(result.ref.step, result.ref.fingerprint)
+        if manifest is not None:
+            manifests[name] = manifest
+    payload: dict[str, Any] = {"artifacts": {name: _entry(result) for name, result in results.items()}}
+    shown = manifests.get("evaluate") or next(iter(manifests.values()))
+    payload["metrics"] = {k: v for k, v in shown.stats.items() if isinstance(v, int | float)}
+    if out is not None:
+        payload |= _export(store, manifests, out)
+    payload["seconds"] = round(time.monotonic() - started, 3)
+    return CommandResult(payload, _lines(results, payload))
+
+
+def _export(store: Any, manifests: Mapping[str, Manifest], out: Path) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    if "generate" in manifests:
+        manifest = manifests["generate"]
+        paths["gallery"] = str(views.export_page(store, manifest, "gallery", out).absolute())
+        views.export_generations(store, manifest, out)
+        if sheet := views.export_sheet(store, manifest, out):
+            paths["contact_sheet"] = str(sheet.absolute())
+    if "evaluate" in manifests:
+        manifest = manifests["evaluate"]
+        paths["report"] = str(views.export_page(store, manifest, "report", out).absolute())
+        if sheet := views.export_sheet(store, manifest, out):  # of training and held-out captions: the one to judge by
+            paths["contact_sheet"] = str(sheet.absolute())
+    return paths
+
+
+def _lines(results: Mapping[str, StepResult], payload: Mapping[str, Any]) -> list[str]:
+    lines = [f"{'step':14} {'artifact':14} {'rows':>9} {'MB':>9} {'s':>8}"]
+    for name, result in results.items():
+        ref = result.ref
+        time_shown = "reused" if result.reused else f"{result.seconds:.1f}"
+        lines.append(f"{name:14} {ref.fingerprint[:12]:14} {ref.rows:9,} {ref.bytes / 1e6:9.2f} {time_shown:>8}")
+    if all(result.reused for result in results.values()):
+        lines.append("nothing to do: every artifact was already there")
+    for name in ("recognisability", "recognisability_heldout"):
+        if name in payload["metrics"]:
+            lines.append(f"{name}: {payload['metrics'][name]:.3f}")
+    for key in ("gallery", "contact_sheet", "report"):
+        if key in payload:
+            lines.append(f"{key.replace('_', ' ')}: {payload[key]}")
+    lines.append(f"{payload['seconds']:.1f} s")
+    return lines
+
+

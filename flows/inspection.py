@@ -1,0 +1,241 @@
+"""Commands that look at the store and the machine. Each returns (JSON payload, lines for a person)."""
+
+import datetime
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from dalle_model.config import PipelineConfig
+from dalle_model.errors import DalleError
+from flows.overrides import allowed_range
+from flows.presets import PRESETS
+from tasks.artifacts import Manifest
+from tasks.settings import Settings
+from tasks.stages import STAGES, stage_named
+from tasks.step import difference, open_store
+from tasks.store import Store
+
+Shown = tuple[dict[str, Any], list[str]]
+
+
+def all_manifests(store: Store) -> list[Manifest]:
+    """Every readable manifest of a store, oldest first. Damaged ones are left to ``dalle verify``."""
+    found = []
+    for key in store.keys("manifests/"):
+        step, _, name = key.removeprefix("manifests/").partition("/")
+        try:
+            manifest = store.find(step, name.removesuffix(".json"))
+        except DalleError:
+            continue
+        if manifest is not None:
+            found.append(manifest)
+    return sorted(found, key=lambda m: float(m.facts.get("started_at", 0)))
+
+
+def list_artifacts(settings: Settings, kind: str) -> Shown:
+    """``dalle ls``."""
+    store = open_store(settings)
+    names: dict[str, list[str]] = {}
+    for name, target in store.refs().items():
+        names.setdefault(target, []).append(name)
+    rows = [m for m in all_manifests(store) if kind in ("", m.kind, m.step)]
+    lines = [f"{'stage':14} {'kind':12} {'fingerprint':13} {'rows':>9} {'MB':>9} {'made':17} names"]
+    for m in rows:
+        made = datetime.datetime.fromtimestamp(float(m.facts.get("started_at", 0))).strftime("%Y-%m-%d %H:%M")
+        lines.append(f"{m.step:14} {m.kind:12} {m.fingerprint[:12]:13} {m.rows:9,} {m.bytes / 1e6:9.2f} {made:17} {' '.join(names.get(m.fingerprint, []))}")
+    if not rows:
+        lines = [f"{store.uri} holds no artifact{' of kind ' + kind if kind else ''}; make some with `dalle run quickstart`"]
+    payload = {"artifacts": [_entry(store, m) | {"names": names.get(m.fingerprint, [])} for m in rows]}
+    return payload, lines
+
+
+def _entry(store: Store, m: Manifest) -> dict[str, Any]:
+    ref = m.ref(store.manifest_uri(m.step, m.fingerprint))
+    return ref.model_dump() | {"started_at": m.facts.get("started_at"), "seconds": m.facts.get("seconds")}
+
+
+def show(settings: Settings, ref: str) -> Shown:
+    """``dalle show``."""
+    store = open_store(settings)
+    m = store.resolve(ref)
+    lines = [f"{m.step} {m.fingerprint}", f"  kind {m.kind}, {m.rows:,} rows, {m.bytes / 1e6:.2f} MB, step version {m.step_version}", f"  manifest {m.sha256}"]
+    lines += [f"  input {i.name}: {i.step} {i.fingerprint[:12]}" for i in m.inputs]
+    lines += [f"  {name}: {value}" for name, value in _flat(m.config)]
+    lines += ["  figures:"] + [f"    {name}: {_short(value)}" for name, value in _flat(m.stats)]
+    lines += ["  objects:"] + [f"    {o.role:22} {o.rows:8,} rows {o.bytes / 1e6:9.3f} MB  {o.key}" for o in m.objects]
+    lines += ["  facts:"] + [f"    {name}: {_short(value)}" for name, value in _flat(m.facts)]
+    return m.model_dump(mode="json") | {"sha256": m.sha256}, lines
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), tree
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def verify(settings: Settings, ref: str) -> tuple[dict[str, Any], list[str], bool]:
+    """``dalle verify``: reads every object of the artifact."""
+    store = open_store(settings)
+    manifest = store.resolve(ref)
+    problems = store.verify(manifest)
+    lines = [f"{key}: {problem}" for key, problem in problems]
+    if problems:
+        lines.append(f"{len(problems)} of {len(manifest.objects)} objects are damaged; run the step again to make them anew, or restore the store")
+    else:
+        lines.append(f"{manifest.step} {manifest.fingerprint[:12]}: all {len(manifest.objects)} objects ({manifest.bytes / 1e6:.2f} MB) match their hashes")
+    payload = {"fingerprint": manifest.fingerprint, "objects": len(manifest.objects), "problems": [{"key": k, "problem": p} for k, p in problems]}
+    return payload, lines, not problems
+
+
+def explain(settings: Settings, what: str, config: PipelineConfig) -> Shown:
+    """``dalle explain``: of an artifact, why it was made; of a stage, whether it would run with this config and why."""
+    if what.replace("_", "-") in STAGES:
+        return _explain_stage(settings, stage_named(what).name, config)
+    store = open_store(settings)
+    m = store.resolve(what)
+    before = [other for other in all_manifests(store) if other.step == m.step and float(other.facts.get("started_at", 0)) < float(m.facts.get("started_at", 0))]
+    lines = [f"{m.step} {m.fingerprint[:12]} was {m.facts.get('decision', 'made')}"]
+    lines += [f"  it read {i.name} = {i.step} {i.fingerprint[:12]}" for i in m.inputs]
+    changes = difference(before[-1], m) if before else []
+    if before:
+        lines.append(f"  against the {m.step} before it, {before[-1].fingerprint[:12]}:")
+        lines += [f"    {change}" for change in changes] or ["    no difference is recorded"]
+    else:
+        lines.append(f"  it is the first {m.step} in this store")
+    return {"fingerprint": m.fingerprint, "decision": m.facts.get("decision"), "changes": changes}, lines
+
+
+def _explain_stage(settings: Settings, name: str, config: PipelineConfig) -> Shown:
+    from flows.pipeline import chain
+    from tasks.plain import NotCommitted, bind, only_reuse
+
+    try:
+        results = chain(config, settings, bind(only_reuse))
+    except NotCommitted as needed:
+        order = list(STAGES)
+        if order.index(needed.stage.name) < order.index(name):
+            decision = f"would run: it depends on {needed.stage.name}, which has to run first ({needed.decision})"
+        elif needed.stage.name == name:
+            decision = f"would run: {needed.decision.removeprefix('made: ')}"
+        else:
+            decision = f"would be reused; the first stage to run is {needed.stage.name}"
+        return {"stage": name, "reuse": needed.stage.name != name and order.index(needed.stage.name) > order.index(name), "decision": decision}, [f"{name} {decision}"]
+    ref = results[name].ref
+    return {"stage": name, "reuse": True, "decision": results[name].decision, "fingerprint": ref.fingerprint}, [f"{name} would be {results[name].decision} ({ref.fingerprint[:12]})"]
+
+
+def promote(settings: Settings, ref: str, name: str) -> Shown:
+    """``dalle promote``."""
+    store = open_store(settings)
+    manifest = store.resolve(ref)
+    store.set_ref(name, manifest)
+    return {"name": name, "fingerprint": manifest.fingerprint}, [f"{name} is now {manifest.step} {manifest.fingerprint[:12]}"]
+
+
+def rollback(settings: Settings, name: str) -> Shown:
+    """``dalle rollback``."""
+    store = open_store(settings)
+    value = store.rollback(name)
+    return {"name": name, "fingerprint": value.fingerprint}, [f"{name} is again {value.step} {value.fingerprint[:12]}"]
+
+
+def sweep(settings: Settings, older_than_h: float, dry_run: bool) -> Shown:
+    """``dalle sweep``."""
+    report = open_store(settings).sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    return {"removed": report.removed, "bytes": report.bytes}, [f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB", *report.removed[:20]]
+
+
+def list_presets() -> Shown:
+    """``dalle presets``."""
+    docs = {name: (make.__doc__ or "").strip() for name, make in PRESETS.items()}
+    return {"presets": docs}, [f"{name}\n    {doc}" for name, doc in docs.items()]
+
+
+def show_config(config: PipelineConfig) -> Shown:
+    """``dalle config``."""
+    return config.model_dump(mode="json"), list(_describe(config, ""))
+
+
+def _describe(section: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        path = f"{prefix}{name}".removeprefix("fit.")
+        if isinstance(value, BaseModel):
+            yield f"\n[{path}] {(type(value).__doc__ or '').strip().splitlines()[0]}"
+            yield from _describe(value, f"{prefix}{name}.")
+        else:
+            yield f"{path} = {value!r}   ({allowed_range(field)}) {field.description or ''}".rstrip()
+
+
+def doctor(settings: Settings) -> tuple[dict[str, Any], list[str], bool]:
+    """``dalle doctor``: what this machine has, and whether each part can do its work."""
+    examinations = {"versions": _versions, "devices": _devices, "disk": _disk, "store": _store, "prefect": _prefect}
+    checks = [_check(name, examination, settings) for name, examination in examinations.items()]
+    lines = [f"{'ok  ' if good else 'FAIL'} {name:9} {text}" for name, good, text in checks]
+    return {"checks": [{"name": n, "ok": ok, "text": text} for n, ok, text in checks]}, lines, all(good for _, good, _ in checks)
+
+
+def _check(name: str, examine: Callable[[Settings], str], settings: Settings) -> tuple[str, bool, str]:
+    try:
+        return name, True, examine(settings)
+    except DalleError as error:
+        return name, False, str(error)
+    except Exception as error:  # a doctor reports an illness, it does not catch it
+        return name, False, f"{type(error).__name__}: {error}"
+
+
+def _versions(_: Settings) -> str:
+    names = ("prefect", "torch", "datasets", "pyarrow", "pillow", "s3fs", "transformers", "fastapi", "sqlalchemy")
+    return f"python {platform.python_version()}, " + ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+
+
+def _devices(settings: Settings) -> str:
+    from tasks import devices
+
+    runtime = devices.resolve(devices.DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction))
+    free = devices.free_memory_bytes(runtime) / 1e9
+    return f"{runtime.device}, {str(runtime.dtype).removeprefix('torch.')}, {runtime.threads} threads, {free:.1f} GB free"
+
+
+def _disk(settings: Settings) -> str:
+    settings.spool.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.spool).free / 1e9
+    if free < 2:
+        raise DalleError(f"the spool folder {settings.spool} has {free:.1f} GB free, less than 2; set DALLE_SPOOL to another disk")
+    return f"spool {settings.spool}, {free:.0f} GB free"
+
+
+def _store(settings: Settings) -> str:
+    store = open_store(settings)
+    probe = store.probe()
+    promise = "create-only writes honoured" if probe.create_only else "create-only writes IGNORED: run one writer at a time"
+    return f"{store.uri}: {promise}; {probe.detail}"
+
+
+def _prefect(_: Settings) -> str:
+    from flows.temporary_server import api_is_configured, configured_api
+
+    if not api_is_configured():
+        return "no API configured: `dalle run` starts Prefect's temporary server, `dalle up` a lasting one"
+    import httpx
+
+    url = configured_api()
+    try:
+        version = httpx.get(f"{url}/admin/version", timeout=5).raise_for_status().text
+    except httpx.HTTPError as error:
+        raise DalleError(f"the Prefect API {url} does not answer ({type(error).__name__}); start it with `dalle up`, or unset PREFECT_API_URL") from None
+    return f"API {url}, server {version}"
+
+

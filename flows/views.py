@@ -1,0 +1,63 @@
+"""What a person opens after a run: pages and pictures copied out of the store into a plain folder."""
+
+import io
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.artifacts import Manifest, ObjectRef
+from tasks.store import Store
+
+_PAGES = {"gallery": "gallery.html", "report": "report.html"}
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file so that nobody ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+    return path
+
+
+def export_page(store: Store, manifest: Manifest, role: str, folder: Path) -> Path:
+    """Copy one page of an artifact, verified, to its usual name in ``folder``."""
+    return write_whole(folder / _PAGES[role], store.read(manifest.object_of(role)))
+
+
+def export_sheet(store: Store, manifest: Manifest, folder: Path) -> Path | None:
+    """Copy the contact sheet of generated pictures (role ``sheet.samples``) to ``folder``; None when there is none."""
+    sheets: tuple[ObjectRef, ...] = manifest.objects_of("sheet.samples")
+    return write_whole(folder / "contact_sheet.png", store.read(sheets[0])) if sheets else None
+
+
+def slug(prompt: str, limit: int = 60) -> str:
+    """A prompt as the stem of a file name."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:limit].strip("-") or "prompt"
+
+
+def export_generations(store: Store, manifest: Manifest, folder: Path) -> None:
+    """Write ``<prompt-slug>-<index>.png`` for every picture and ``generations.parquet`` with all rows."""
+    tables = [pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("generations")]
+    table = pa.concat_tables(tables)
+    stems: dict[tuple[str, int], str] = {}
+    taken: set[str] = set()
+    for row in table.select(["prompt", "prompt_sha256", "seed", "index", "status", "image"]).to_pylist():
+        if row["status"] != "drawn":
+            continue
+        key = (row["prompt_sha256"], row["seed"])
+        if key not in stems:  # prompts that read alike as file names are told apart by their hash
+            stem = slug(row["prompt"])
+            stems[key] = stem if stem not in taken else f"{stem}-{row['prompt_sha256'][:8]}-{row['seed']}"
+            taken.add(stems[key])
+        write_whole(folder / f"{stems[key]}-{row['index']}.png", row["image"])
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    write_whole(folder / "generations.parquet", out.getvalue())

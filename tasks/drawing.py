@@ -1,0 +1,75 @@
+"""A model artifact ready to draw: prompts in, pictures out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dalle_model.captions import CaptionTokenizer
+from dalle_model.config import SamplerConfig
+from dalle_model.dalle import Dalle, dalle_from_bytes
+from dalle_model.runtime import Runtime
+from dalle_model.sampling import Request, draw, picture_key
+from dalle_model.tokenizers.base import ImageTokenizer
+from tasks.artifacts import Manifest
+from tasks.encode_images import load_tokenizer
+from tasks.job import Job
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Everything that turns a prompt into a picture. ``fingerprint`` is the model artifact's."""
+
+    model: Dalle
+    tokenizer: ImageTokenizer
+    words: CaptionTokenizer
+    sampler: SamplerConfig
+    runtime: Runtime
+    fingerprint: str
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of a prompt that the model reads."""
+        return self.model.shape.max_text_tokens
+
+    def request(self, prompt: str, seed: int, index: int) -> Request:
+        """One picture to draw; a prompt longer than the model's text is cut, as captions were in training."""
+        ids = tuple(self.words.encode(prompt)[: self.max_text_tokens])
+        return Request(ids, picture_key(self.fingerprint, prompt, seed, index))
+
+    def tokens(
+        self, requests: Sequence[Request], batch_size: int, progress: Callable[[int, int], None] | None = None
+    ) -> npt.NDArray[np.uint16]:
+        """Image tokens, uint16 [n, N]."""
+        return draw(self.model, requests, self.sampler, self.runtime, batch_size, progress)
+
+    @torch.inference_mode()
+    def pictures(self, tokens: npt.NDArray[np.uint16]) -> torch.Tensor:
+        """uint16 [n, N] -> float32 [n, 3, H, W] in [0, 1] on the CPU, in float32 and row by row in groups of a fixed
+        size, so that a picture does not depend on its neighbours."""
+        group = 16
+        made = []
+        for start in range(0, len(tokens), group):
+            ids = torch.from_numpy(tokens[start : start + group].astype(np.int64))
+            count = len(ids)
+            filled = torch.cat([ids, ids[:1].expand(group - count, -1)]).to(self.runtime.device)
+            made.append(self.tokenizer.decode(filled).float().cpu()[:count])
+        side = self.tokenizer.config.image_px
+        return torch.cat(made) if made else torch.empty(0, 3, side, side)
+
+
+def load_painter(job: Job, manifest: Manifest, sampler: SamplerConfig | None, seed: int) -> Painter:
+    """The painter of a model artifact; ``sampler`` None = the one stored with it."""
+    weights, config = (job.read(manifest.object_of(role)) for role in ("weights", "config"))
+    stored = SamplerConfig.model_validate(json.loads(job.read(manifest.object_of("sampler"))))
+    return Painter(
+        model=dalle_from_bytes(weights, config),
+        tokenizer=load_tokenizer(job, manifest, "tokenizer."),
+        words=CaptionTokenizer.from_json(job.read(manifest.object_of("bpe"))),
+        sampler=sampler or stored,
+        runtime=replace(job.runtime, seed=seed),
+        fingerprint=manifest.fingerprint,
+    )

@@ -1,0 +1,106 @@
+"""Stage fit-tokenizer: train the image tokenizer on curated pictures and measure its health."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dalle_model.config import TokenizerConfig
+from dalle_model.errors import CodebookCollapsed, DataError
+from dalle_model.images import to_float, to_uint8
+from dalle_model.metrics import code_usage, psnr, ssim
+from dalle_model.objectives import tokenizer_objective
+from dalle_model.runtime import Runtime
+from dalle_model.sheets import contact_sheet
+from dalle_model.tokenizers.base import ImageTokenizer
+from dalle_model.tokenizers.registry import build_tokenizer, tokenizer_to_bytes
+from tasks.job import Job, Outcome
+from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.training import curve_object, train, training_runtime
+
+_INIT = 1  # stream of the initial weights under the training seed
+_SHOWN = 32
+_MEASURED = 512
+
+
+def work(job: Job) -> Outcome:
+    """Train, then report reconstruction and code use on held-out pictures (training ones where none are held out)."""
+    config: TokenizerConfig = job.config
+    curated = job.inputs["curated"]
+    pictures = load_pictures(job, curated, curated_table(job, curated, ("train",)), config.image_px, "train")
+    if not len(pictures.images):
+        raise DataError("the split `train` of the curated pairs is empty; lower valid_share, test_share or the holdout")
+    with training_runtime(job, config.optim.seed) as runtime:
+        tokenizer = build_tokenizer(config, runtime.generator(_INIT))
+        objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime)
+        result = train(job, objective, config.optim, runtime, data=curated.fingerprint)
+        if runtime.rank != 0:
+            return Outcome((), 0, {})
+    held = load_pictures(job, curated, curated_table(job, curated, ("valid", "test")), config.image_px, "held")
+    stats, sheet = _examine(tokenizer, pictures, held, runtime)
+    _refuse_collapse(config, stats)
+    weights, described = tokenizer_to_bytes(tokenizer)
+    objects = (
+        job.put(weights, ext="safetensors", role="weights"),
+        job.put(described, ext="json", role="config"),
+        curve_object(job, result.curve),
+        job.put(sheet, ext="png", role="sheet.reconstructions"),
+    )
+    parameters = sum(p.numel() for p in tokenizer.parameters())
+    stats |= {"parameters": parameters, "steps": result.steps, "final_loss": result.curve[-1]["loss"], "trained_on": len(pictures.images)}
+    facts = {"rows_per_s": result.rows_per_s, "train_seconds": result.seconds, "micro_batch_size": result.micro_batch_size}
+    return Outcome(objects, len(pictures.images), stats, facts)
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: ImageTokenizer, images: np.ndarray, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[type-arg]
+    """uint8 [R, H, W, 3] -> (ids int64 [R, N], reconstructions float32 [R, 3, H, W] on the CPU), in batches of 64."""
+    ids, pictures = [], []
+    with runtime.autocast():
+        for start in range(0, len(images), 64):
+            batch = to_float(np.ascontiguousarray(images[start : start + 64])).to(runtime.device)
+            codes = tokenizer.encode(batch)
+            ids.append(codes.cpu())
+            pictures.append(tokenizer.decode(codes).float().cpu())
+    return torch.cat(ids), torch.cat(pictures)
+
+
+def spread(count: int, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
+    """``wanted`` row numbers spread evenly over ``count`` rows, int64, ascending and distinct."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
+
+
+def _examine(tokenizer: ImageTokenizer, trained: PictureSet, held: PictureSet, runtime: Runtime) -> tuple[dict[str, float], bytes]:
+    tokenizer = tokenizer.to(runtime.device).eval()
+    stats: dict[str, float] = {}
+    for name, pictures in (("train", trained), ("heldout", held)):
+        if not len(pictures.images):
+            continue
+        images = np.asarray(pictures.images[spread(len(pictures.images), _MEASURED)])
+        ids, made = reconstruct(tokenizer, images, runtime)
+        truth = to_float(images)
+        perplexity, dead = code_usage(ids, tokenizer.vocab_size)
+        stats |= {f"psnr_{name}": float(psnr(made, truth).mean()), f"ssim_{name}": float(ssim(made, truth).mean())}
+        if name == "train":
+            stats |= {"code_perplexity": perplexity, "dead_codes": dead, "vocab_size": tokenizer.vocab_size, "measured": len(images)}
+    shown = held if len(held.images) >= _SHOWN // 2 else trained
+    return stats, _sheet(tokenizer, shown, runtime)
+
+
+def _sheet(tokenizer: ImageTokenizer, pictures: PictureSet, runtime: Runtime) -> bytes:
+    """Truth and reconstruction side by side."""
+    chosen = spread(len(pictures.images), _SHOWN)
+    truth = np.asarray(pictures.images[chosen])
+    _, made = reconstruct(tokenizer, truth, runtime)
+    pairs = [np.concatenate([a, b], axis=1) for a, b in zip(truth, to_uint8(made), strict=True)]
+    captions = pictures.rows["caption"].take(pa.array(chosen)).to_pylist()
+    return contact_sheet(pairs, captions, columns=4, px=160)
+
+
+def _refuse_collapse(config: TokenizerConfig, stats: dict[str, float]) -> None:
+    """A tokenizer that says everything with a handful of codes would let every later stage fail quietly."""
+    floor = config.min_perplexity_share * min(config.vocab_size, config.num_tokens * stats["measured"])
+    if stats["code_perplexity"] < floor:
+        raise CodebookCollapsed(
+            f"the code perplexity is {stats['code_perplexity']:.1f}, below {floor:.1f} "
+            f"(tokenizer.min_perplexity_share {config.min_perplexity_share}); train longer, lower tokenizer.kl_weight or the step size, or use kind=fsq"
+        )

@@ -1,0 +1,77 @@
+"""Reading curated pairs: the rows that curation kept, joined with the pictures in their `pairs` artifact."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.errors import DataError
+from dalle_model.images import stack_squares
+from tasks.artifacts import Manifest
+from tasks.job import Job, load_ancestor
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+def curated_table(job: Job, curated: Manifest, splits: tuple[str, ...] | None = None) -> pa.Table:
+    """Rows of ``records.CURATED`` in order, of the given splits or all."""
+    tables = [pq.read_table(io.BytesIO(job.read(o))) for o in curated.objects_of("curated")]
+    table = pa.concat_tables(tables)
+    if splits is None:
+        return table
+    return table.filter(pa.compute.is_in(table["split"], pa.array(list(splits))))
+
+
+def read_pictures(job: Job, curated: Manifest, rows: pa.Table, px: int) -> Iterator[tuple[npt.NDArray[np.int64], UInt8]]:
+    """Pictures of curated rows as squares, one group per source shard: (positions in ``rows``, uint8 [n, px, px, 3]).
+
+    Reads one shard at a time, so memory does not grow with the data. Raises DataError when a row points nowhere.
+    """
+    pairs = load_ancestor(job.store, curated, "pairs")
+    shards = pairs.objects_of("pairs")
+    shard_of = rows["shard"].to_numpy()
+    row_of = rows["row"].to_numpy()
+    with ThreadPoolExecutor(job.workers) as pool:
+        for number in np.unique(shard_of):
+            if not 0 <= number < len(shards):
+                raise DataError(f"a curated row points to shard {number}, but its pairs artifact has {len(shards)}; curate again")
+            positions = np.flatnonzero(shard_of == number)
+            column = pq.read_table(job.fetch(shards[number]), columns=["image"])["image"]
+            wanted = column.take(pa.array(row_of[positions])).to_pylist()
+            chunks = [wanted[i : i + 64] for i in range(0, len(wanted), 64)]
+            squares = list(pool.map(lambda chunk: stack_squares(chunk, px), chunks))
+            yield positions, np.concatenate(squares)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Curated rows with their pictures in row order: ``images`` uint8 [R, px, px, 3], a memory map on local disk."""
+
+    rows: pa.Table
+    images: UInt8
+
+    def chw(self) -> UInt8:
+        """A view as uint8 [R, 3, px, px]."""
+        return self.images.transpose(0, 3, 1, 2)
+
+
+def load_pictures(job: Job, curated: Manifest, rows: pa.Table, px: int, name: str) -> PictureSet:
+    """Decode rows once into a memory-mapped file in the spool folder."""
+    path = job.spool / f"{name}.u8"
+    images: UInt8 = _memmap(path, (rows.num_rows, px, px, 3)) if rows.num_rows else np.empty((0, px, px, 3), np.uint8)
+    done = 0
+    for positions, squares in read_pictures(job, curated, rows, px):
+        images[positions] = squares
+        done += len(positions)
+        job.progress(done, rows.num_rows, "pictures read")
+    return PictureSet(rows, images)
+
+
+def _memmap(path: Path, shape: tuple[int, ...]) -> UInt8:
+    return np.memmap(path, np.uint8, "w+", shape=shape)

@@ -1,0 +1,71 @@
+"""The stages as plain functions, without any server. Same fingerprints, same artifacts as the Prefect tasks."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from dalle_model.config import Section
+from tasks import stages
+from tasks.artifacts import ArtifactRef
+from tasks.display import step_display
+from tasks.settings import Settings
+from tasks.step import Stage, StepResult, look_up, open_store, plan, run_step
+
+
+class Step(Protocol):
+    """A stage bound to a way of running it."""
+
+    def __call__(self, config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
+        """Run the stage to a committed artifact."""
+
+
+class Steps(NamedTuple):
+    """The seven stages, each bound to the same way of running."""
+
+    ingest: Step
+    curate: Step
+    fit_tokenizer: Step
+    encode: Step
+    fit: Step
+    evaluate: Step
+    generate: Step
+
+
+def bind(way: Callable[[Stage], Step]) -> Steps:
+    """Bind all stages to one way of running them."""
+    return Steps(*(way(stage) for stage in stages.STAGES.values()))
+
+
+def here(stage: Stage) -> Step:
+    """Run in a child of this process, with a progress bar."""
+
+    def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
+        with step_display(stage.name) as display:
+            return run_step(stage, config, inputs, settings, display)
+
+    return run
+
+
+class NotCommitted(Exception):
+    """The stage has work to do."""
+
+    def __init__(self, stage: Stage, decision: str) -> None:
+        super().__init__(stage.name)
+        self.stage = stage
+        self.decision = decision
+
+
+def only_reuse(stage: Stage) -> Step:
+    """Look the artifact up and raise NotCommitted where it is not there."""
+
+    def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
+        store = open_store(settings)
+        planned = plan(stage, config, inputs, settings)
+        manifest, decision = look_up(planned, store)
+        if manifest is None:
+            raise NotCommitted(stage, decision)
+        ref = manifest.ref(store.manifest_uri(stage.name, planned.fingerprint))
+        return StepResult(ref=ref, reused=True, seconds=0.0, decision=decision)
+
+    return run
+
+
