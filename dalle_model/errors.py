@@ -12,6 +12,7 @@ DalleError                    one line for a person: the value, the limit, the r
 │   ├── UnsafeStore           the store ignores create-only writes, so concurrent writers are refused
 │   └── RefNotFound           no artifact answers to this reference
 ├── DeviceError               the asked-for device is missing, busy or too small
+├── ServerError               Prefect's server does not start, or its API does not answer
 ├── TrainingDiverged          the loss became non-finite; the last good checkpoint is kept
 ├── CodebookCollapsed         too few codes are used
 └── StepFailed                a step's child process ended without a result
@@ -65,6 +66,10 @@ class RefNotFound(StoreError):
 
 class DeviceError(DalleError):
     """The device that was asked for is missing, busy or too small."""
+
+
+class ServerError(DalleError):
+    """Prefect's server does not start, or its API does not answer or refuses a request."""
 
 
 class TrainingDiverged(DalleError):
