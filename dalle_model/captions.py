@@ -77,7 +77,10 @@ class CaptionTokenizer:
         dropout: each possible merge is passed over with this probability (Provilkov et al. 2020), drawn from
         ``generator``, which is required then.
         """
-        spaced = " " + normalise_caption(text)
+        plain = normalise_caption(text)
+        if not plain:
+            return []
+        spaced = " " + plain
         if dropout <= 0.0:
             return list(self._tokenizer.encode(spaced).ids)
         if generator is None:
