@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dalle_model.config import OptimConfig, TokenizerConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
+from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows
-from dalle_model.tokenizers.base import to_unit
+from dalle_model.tokenizers.base import ImageTokenizer, to_unit
 from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
 from dalle_model.tokenizers.fsq import FsqTokenizer
 
@@ -239,10 +240,10 @@ class DvaeObjective(_PictureObjective):
         return Loss(total, {"loss": total.detach(), "nll_per_value": likelihood, "l2": mse})
 
 
-def tokenizer_objective(
-    tokenizer: FsqTokenizer | DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
-) -> Objective:
-    """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]."""
+def tokenizer_objective(tokenizer: ImageTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> Objective:
+    """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]. DataError for an unknown kind."""
     if isinstance(tokenizer, FsqTokenizer):
         return FsqObjective(tokenizer, pictures, config, runtime)
-    return DvaeObjective(tokenizer, pictures, config, runtime)
+    if isinstance(tokenizer, DvaeTokenizer):
+        return DvaeObjective(tokenizer, pictures, config, runtime)
+    raise DataError(f"no training objective for a {type(tokenizer).__name__}; there is one for fsq and dvae")

@@ -51,7 +51,7 @@ def _settings(store: str, device: str = "auto", deadline: float = 0.0) -> Any:
 
 
 def _first_problem(error: ValueError) -> str:
-    problems = getattr(error, "errors", lambda: [])()
+    problems: list[dict[str, Any]] = getattr(error, "errors", lambda: [])()
     if not problems:
         return str(error)
     where = ".".join(str(part) for part in problems[0]["loc"])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dalle_model.config import PipelineConfig
-from dalle_model.errors import UsageError
+from dalle_model.errors import RefNotFound, UsageError
 from flows import views
 from flows.overrides import override
 from flows.presets import PRESETS
-from flows.temporary_server import api_is_configured, prepare_environment
+from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.plain import NotCommitted, bind, here, only_reuse
 from tasks.settings import Settings
@@ -47,8 +47,11 @@ def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: b
             results = chain(config, settings, bind(only_reuse))
         except NotCommitted:
             results = None
-    if results is None:
-        results = chain(config, settings, bind(here)) if plain else pipeline(config, store=settings.store)
+    if results is None and plain:
+        results = chain(config, settings, bind(here))
+    elif results is None:
+        with prefect_api():
+            results = pipeline(config, store=settings.store)
     return _summary(results, settings, out, started)
 
 
@@ -65,20 +68,21 @@ def run_stage(name: str, refs: Mapping[str, str], config: PipelineConfig, settin
         from flows.catalog import FLOWS
 
         references = {input_name: ref.fingerprint for input_name, ref in inputs.items()}
-        result = FLOWS[name](config=section, store=settings.store, **references)
+        with prefect_api():
+            result: StepResult = FLOWS[name](config=section, store=settings.store, **references)
     else:
         result = here(stage)(section, settings, **inputs)
     return _summary({name: result}, settings, out, started)
 
 
 def latest(settings: Settings, kind: str) -> ArtifactRef:
-    """The artifact of a kind that was committed last. Raises UsageError when the store has none."""
+    """The artifact of a kind that was committed last. Raises RefNotFound when the store has none."""
     from flows.inspection import all_manifests
 
     store = open_store(settings)
     manifests = [m for m in all_manifests(store) if m.kind == kind]
     if not manifests:
-        raise UsageError(f"{store.uri} holds no {kind}; make one first, e.g. with `dalle run quickstart`")
+        raise RefNotFound(f"{store.uri} holds no {kind}; make one first, e.g. with `dalle run quickstart`")
     newest = max(manifests, key=lambda m: float(m.facts.get("started_at", 0)))
     return newest.ref(store.manifest_uri(newest.step, newest.fingerprint))
 

@@ -1,6 +1,8 @@
 """What a step leaves behind: objects, a manifest that names them, and the reference that travels between tasks."""
 
+import builtins
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,16 +79,14 @@ class Manifest(_Value):
         """Hash of the canonical JSON of everything but ``facts``."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"facts"}))).hexdigest()
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> builtins.bytes:
         """The stored form: the hashed body, its hash, and the facts."""
         body = self.model_dump(mode="json", exclude={"facts"})
         return canonical_json({"body": body, "sha256": self.sha256, "facts": self.facts})
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> "Manifest":
+    def from_bytes(cls, data: builtins.bytes, where: str) -> "Manifest":
         """Parse and verify. Raises CorruptObject when the text is damaged or its hash differs, DataError when the schema is newer."""
-        import json
-
         try:
             envelope = json.loads(data)
             version = envelope["body"]["schema_version"]
