@@ -163,9 +163,17 @@ class S3Backend:
     """A bucket, or a folder of one. ``patience_s`` bounds how long one request is tried again."""
 
     workers = 8
+    page_keys = 1000  # of a listing; the most that S3 gives
 
     def __init__(
-        self, bucket: str, prefix: str, client: S3Client, *, endpoint: str = "", patience_s: float = 600.0
+        self,
+        bucket: str,
+        prefix: str,
+        client: S3Client,
+        *,
+        endpoint: str = "",
+        pacer: Pacer | None = None,
+        patience_s: float = 600.0,
     ) -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
@@ -173,7 +181,7 @@ class S3Backend:
         self._client = client
         self._where = f"{self.uri} at {endpoint}" if endpoint else self.uri
         self._patience_s = patience_s
-        self._pacer = Pacer()
+        self._pacer = pacer or Pacer()
         self._met = False  # has this endpoint ever answered
 
     def path(self, key: str) -> Path | None:
@@ -260,7 +268,7 @@ class S3Backend:
     def walk(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         more: dict[str, str] = {}
         while True:
-            answer = self._request("list_objects_v2", Prefix=self._prefix + prefix, **more)
+            answer = self._request("list_objects_v2", Prefix=self._prefix + prefix, MaxKeys=self.page_keys, **more)
             for entry in answer.get("Contents", ()):
                 yield (
                     entry["Key"].removeprefix(self._prefix),

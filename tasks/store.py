@@ -10,11 +10,13 @@ Readers start from a manifest and verify every object they use; a listing is nev
 its reasons: Delta Lake's and Iceberg's commit, icechunk's reading back after a lost answer.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +30,7 @@ from tasks.artifacts import ArtifactRef, Manifest, ObjectRef, Part
 from tasks.backends import Backend, LocalBackend, check_key, hash_file, local_errors
 from tasks.integrity import Found, VerifiedFiles, difference, is_present, is_sound, measure, quarantine
 from tasks.references import Known, RefValue, parse_ref, ref_key, resolve, rollback, set_ref
-from tasks.s3_backend import S3Backend
+from tasks.s3_backend import Pacer, S3Backend
 from tasks.sealed import seal, unseal
 from tasks.sweep import SweepReport, sweep
 
@@ -37,8 +39,6 @@ log = logging.getLogger(__name__)
 _EXT = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)*")
 _PART = re.compile(r"parts/([0-9a-f]+)/(\d{6,})\.json")
 _MANIFEST = re.compile(r"manifests/([A-Za-z0-9_-]+)/([0-9a-f]+)\.json")
-
-_CURE = "delete this file and run the step again (its finished pieces are reused), or restore it from a backup"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -258,15 +258,20 @@ class Store:
     def find(self, step: str, fingerprint: str) -> Manifest | None:
         """The committed artifact, its manifest verified; None when there is none. CorruptObject when damaged."""
         key = self.manifest_key(step, fingerprint)
-        data = self.backend.get(key)
-        if data is None:
-            return None
-        manifest = self._parse(key, data)
-        if (manifest.step, manifest.fingerprint) != (step, fingerprint):
+
+        def parse(data: bytes) -> Manifest:
+            manifest = Manifest.from_bytes(data, self.url(key))
+            if (manifest.step, manifest.fingerprint) != (step, fingerprint):
+                raise CorruptObject(f"{self.url(key)} is the manifest of {manifest.step} {manifest.fingerprint[:12]}")
+            return manifest
+
+        try:
+            return self._parsed(key, parse)
+        except CorruptObject as error:
             raise CorruptObject(
-                f"{self.url(key)} holds the manifest of {manifest.step} {manifest.fingerprint[:12]}; {_CURE}"
-            )
-        return manifest
+                f"{self.url(key)} is damaged; delete this file and run the step again (its finished pieces are reused), "
+                "or restore it from a backup"
+            ) from error
 
     def commit(self, manifest: Manifest) -> ArtifactRef:
         """Make an artifact exist, after a look at each of its objects.
@@ -280,8 +285,8 @@ class Store:
         data = manifest.to_bytes()
         found = self.backend.create(key, data)
         if found is not None and found != data:
-            other = self._parse(key, found)
-            if other.sha256 != manifest.sha256:
+            other = self.find(manifest.step, manifest.fingerprint)
+            if other is not None and other.sha256 != manifest.sha256:
                 raise CommitConflict(
                     f"{manifest.step} {manifest.fingerprint[:12]} is committed with other content "
                     f"({other.sha256[:12]}, not {manifest.sha256[:12]}): "
@@ -326,12 +331,11 @@ class Store:
 
     def named_by_receipt(self, key: str) -> set[str]:
         """Keys of the objects that a receipt names; none when it is damaged, for then the piece is made again."""
-        data = self.backend.get(key)
         try:
-            part = Part(**unseal(data, self.url(key))["part"]) if data is not None else Part()
-        except (CorruptObject, ValidationError, KeyError, TypeError):
+            body = self._parsed(key, lambda data: unseal(data, self.url(key)))
+            return {o.key for o in Part.model_validate((body or {}).get("part", {})).objects}
+        except (CorruptObject, ValidationError):
             return set()
-        return {o.key for o in part.objects}
 
     # names
 
@@ -352,8 +356,7 @@ class Store:
     def read_ref(self, name: str) -> RefValue | None:
         """A name's record, None when there is none. CorruptObject when damaged, UsageError when it cannot be a name."""
         key = ref_key(name)
-        data = self.backend.get(key)
-        return None if data is None else parse_ref(name, data, self.url(key))
+        return self._parsed(key, lambda data: parse_ref(name, data, self.url(key)))
 
     def set_ref(self, name: str, manifest: Manifest, *, note: str = "", expect: str | None = None) -> RefValue:
         """Point a name at an artifact; what it pointed at is kept. Concurrent changes follow each other, none is lost.
@@ -405,26 +408,37 @@ class Store:
 
     # internals
 
-    def _parse(self, key: str, data: bytes) -> Manifest:
-        try:
-            return Manifest.from_bytes(data, self.url(key))
-        except CorruptObject as error:
-            raise CorruptObject(f"{self.url(key)} is damaged; {_CURE}") from error
+    def _parsed(self, key: str, parse: Callable[[bytes], R]) -> R | None:
+        """A small record, None when absent. Read up to three times before it counts as damaged (CorruptObject).
+
+        The way here may be at fault, and rclone's S3 server shows a file while it is being written.
+        """
+        for pause_s in (0.05, 0.2, 0.0):
+            data = self.backend.get(key)
+            if data is None:
+                return None
+            try:
+                return parse(data)
+            except CorruptObject as error:
+                damage = error
+                time.sleep(pause_s)
+        raise damage
 
     def _part(self, fingerprint: str, n: int, quarantined: frozenset[str]) -> Part | None:
         key = self.part_key(fingerprint, n)
-        data = self.backend.get(key)
-        if data is None:
-            return None
-        try:
+
+        def parse(data: bytes) -> Part:
             body = unseal(data, self.url(key))
-            part = Part(**body["part"])
-            if (body["fingerprint"], body["n"]) != (fingerprint, n):
+            if (body.get("fingerprint"), body.get("n")) != (fingerprint, n):
                 raise CorruptObject(f"{self.url(key)} is the receipt of another piece")
-        except (CorruptObject, ValidationError, KeyError, TypeError):
+            return Part.model_validate(body.get("part"))
+
+        try:
+            part = self._parsed(key, parse)
+        except (CorruptObject, ValidationError):
             log.warning("%s is damaged; piece %d is made again", self.url(key), n)
             return None
-        for obj in part.objects:
+        for obj in part.objects if part else ():
             if not is_present(self.backend, obj, quarantined):
                 log.warning("%s names %s, which is gone or damaged; piece %d is made again", self.url(key), obj.key, n)
                 return None
@@ -470,9 +484,15 @@ def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> S3Backend:
     host = urlsplit(
         options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     ).netloc
-    return S3Backend(
-        bucket, prefix, S3Filesystem(options), endpoint=host.rpartition("@")[2], patience_s=options.patience_s
-    )
+    client, pacer = _connection(options)
+    where = host.rpartition("@")[2]
+    return S3Backend(bucket, prefix, client, endpoint=where, pacer=pacer, patience_s=options.patience_s)
+
+
+@functools.lru_cache(maxsize=16)
+def _connection(options: StoreOptions) -> tuple[S3Filesystem, Pacer]:
+    """One client per process and server: to make one takes half a second, and the pace is the process's."""
+    return S3Filesystem(options), Pacer()
 
 
 def _reopen(uri: str, options: StoreOptions) -> Store:

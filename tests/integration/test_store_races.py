@@ -15,16 +15,15 @@ from tasks.artifacts import Manifest
 from tasks.store import Store
 
 ROUNDS = 20
-STRICT = ["local", pytest.param("moto", marks=pytest.mark.server)]
-KINDS = [*STRICT, pytest.param("rclone", marks=pytest.mark.server)]
+STRICT = ["local", pytest.param("moto", marks=pytest.mark.server)]  # rclone is not: see the probe
 
 
 def race(store: Store, manifests: list[Manifest]) -> list[str]:
-    """Commit all at once; what became of each."""
+    """Commit all at once, each with a store of its own; what became of each."""
     barrier = threading.Barrier(len(manifests))
 
     def commit(manifest: Manifest) -> str:
-        mine = Store.open(store.uri, options=store.options)  # as another process would have
+        mine = Store.open(store.uri, options=store.options)
         barrier.wait()
         try:
             mine.commit(manifest)
@@ -36,10 +35,10 @@ def race(store: Store, manifests: list[Manifest]) -> list[str]:
         return list(pool.map(commit, manifests))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STRICT)
 def test_equal_work_of_eight_threads_is_committed_once_and_all_succeed(kind: str, tmp_path: Path) -> None:
     store = any_store(kind, tmp_path)
-    base = artifact(store)
+    base = artifact(store, rows=1)
     for n in range(ROUNDS):
         mine = base.model_copy(update={"fingerprint": f"{n:064x}"})
         outcome = race(store, [mine.model_copy(update={"facts": {"writer": w}}) for w in range(8)])
@@ -52,7 +51,7 @@ def test_equal_work_of_eight_threads_is_committed_once_and_all_succeed(kind: str
 @pytest.mark.parametrize("kind", STRICT)
 def test_different_work_has_one_winner_and_seven_conflicts(kind: str, tmp_path: Path) -> None:
     store = any_store(kind, tmp_path)
-    base = artifact(store)
+    base = artifact(store, rows=1)
     for n in range(ROUNDS):
         mine = [base.model_copy(update={"fingerprint": f"{n:064x}", "stats": {"writer": w}}) for w in range(8)]
         outcome = race(store, mine)
@@ -70,7 +69,8 @@ from tasks.store import Store
 store = Store.open(sys.argv[1])
 for line in sys.stdin:
     n, work = line.split()
-    manifest = artifact(store, "shared", fingerprint=f"{int(n):064x}", stats={"work": work}, facts={"writer": sys.argv[2]})
+    changes = {"fingerprint": f"{int(n):064x}", "stats": {"work": work}, "facts": {"writer": sys.argv[2]}}
+    manifest = artifact(store, "shared", rows=1, **changes)
     try:
         store.commit(manifest)
         print("committed", flush=True)
