@@ -101,8 +101,9 @@ def _linear_ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    marks = (1, 2, 5) if high / low < 1e3 else (1,)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    marks = (1, 2, 5) if last - first <= 3 else (1,)
+    decades = range(first, last + 1, math.ceil((last - first) / 8))
     return [m * 10.0**d for d in decades for m in marks if low <= m * 10.0**d <= high]
 
 
@@ -142,7 +143,7 @@ def _layout(curve: Curve, width: int, height: int) -> _Layout | None:
     ys = [y for _, points in series for _, y in points]
     references = [(name, y) for name, y in curve.references if math.isfinite(y)]
     low, high = min(ys + [y for _, y in references]), max(ys + [y for _, y in references])
-    log = low > 0 and high / low > 30
+    log = low > 1e-300 and math.log(high) - math.log(low) > math.log(30)
     pad = 0.0 if log else (high - low or abs(high) or 1.0) * 0.06
     low, high = (low / 1.15, high * 1.15) if log else (max(0.0, low - pad) if low >= 0 else low - pad, high + pad)
     x0, x1 = min(xs), max(xs)
@@ -153,7 +154,7 @@ def _layout(curve: Curve, width: int, height: int) -> _Layout | None:
         return round(box.left + (x - x0) / (x1 - x0) * (box.right - box.left), 2)
 
     def py(y: float) -> float:
-        share = math.log(y / low) / math.log(high / low) if log else (y - low) / (high - low)
+        share = (math.log(y) - math.log(low)) / (math.log(high) - math.log(low)) if log else (y - low) / (high - low)
         return round(box.bottom - share * (box.bottom - box.top), 2)
 
     box.x_ticks.extend((px(x), number(x)) for x in _linear_ticks(x0, x1, 6))

@@ -154,14 +154,16 @@ def gallery_html(rows: Iterable[Mapping[str, Any]], *, title: str, facts: Mappin
     """
     cards, made_by = _cards(rows)
     counts = Counter(tag for card in cards for tag in card.tags)
-    # The page lays out cards of the commonest size; a card with many more pictures has a row of its own.
-    sizes = [len(card.drawn) for card in cards if card.drawn]
-    per_card = min(max(set(sizes), key=lambda n: (sizes.count(n), n), default=1), MAX_PER_ROW)
+    # Where most prompts have as many pictures, the cards stand in columns; else each is as wide as it needs.
+    sizes = Counter(len(card.drawn) for card in cards if card.drawn)
+    usual, times = max(sizes.items(), key=lambda item: (item[1], item[0]), default=(1, 0))
+    rules = "".join(f".n{n}{{--n:{n}}}" for n in sorted(sizes))
     return _page(
         "gallery.html.j2",
-        style=_text("gallery.css") + f":root{{--tile:{tile_px}px;--n:{per_card}}}",
+        style=_text("gallery.css") + f":root{{--tile:{tile_px}px;--n:{min(usual, MAX_PER_ROW)}}}{rules}",
         script=_text("gallery.js"),
-        per_card=per_card,
+        mixed=times < 0.75 * sizes.total(),
+        usual=usual,
         title=title,
         facts=facts,
         cards=cards,

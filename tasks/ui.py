@@ -220,7 +220,7 @@ def small_picture(image: bytes, limit: int = MAX_PICTURE_BYTES) -> bytes:
         picture.thumbnail((side, side * 4), Image.Resampling.LANCZOS)
         for quality in (88, 75):
             out = io.BytesIO()
-            picture.save(out, "JPEG", quality=quality, subsampling=0, optimize=True)
+            picture.save(out, "JPEG", quality=quality, subsampling=0)
             if out.tell() <= limit:
                 return out.getvalue()
     return out.getvalue()
@@ -300,6 +300,7 @@ class ProgressReporter:
         self._stage = stage
         self._every_s = every_s
         self._active = _in_run()
+        self.updates = 0  # sent so far
         self._artifact: UUID | None = None
         self._lock = threading.Lock()
         self._latest: tuple[float, str] | None = None
@@ -362,6 +363,7 @@ class ProgressReporter:
                 percent, text = self._latest
                 self._latest = None
                 self._sent_at = time.monotonic()
+                self.updates += 1
             try:
                 if self._artifact is None:
                     made = create_progress_artifact(percent, key=key_of(self._stage, "progress"), description=text)

@@ -1,0 +1,155 @@
+"""What the Prefect UI is given for each artifact, seen without a server."""
+
+import base64
+import io
+import json
+import random
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+from support.sample_pages import HOSTILE, picture
+
+from tasks.artifacts import Manifest, ObjectRef
+from tasks.store import Store
+from tasks.ui import MAX_PICTURE_BYTES, Card, ProgressReporter, card_makers, escaped, key_of, publish, small_picture
+
+KEY = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path / "store"))
+
+
+def manifest(
+    *objects: ObjectRef, step: str = "curate", kind: str = "curated", stats: dict[str, object] | None = None
+) -> Manifest:
+    return Manifest(
+        kind=kind,
+        step=step,
+        step_version=1,
+        fingerprint="ab" * 32,
+        config={},
+        inputs=(),
+        objects=objects,
+        rows=90,
+        stats=stats or {},
+        facts={"seconds": 1.5, "device": "cpu"},
+    )
+
+
+def cards(of: Manifest, store: Store) -> dict[str, Card]:
+    made = [make(of, store, "made: no artifact has this fingerprint") for make in card_makers(of)]
+    return {card.key: card for card in made if card is not None}
+
+
+def noise(px: int) -> bytes:
+    image = Image.frombytes("RGB", (px, px), random.Random(0).randbytes(3 * px * px))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_curated_artifact_shows_its_funnel_reasons_splits_and_sheets(store):
+    stats = {
+        "funnel": [["pairs", 100], ["duplicates", 90]],
+        "reasons": {"a": 3, "b": 7, "c": 0},
+        "splits": {"train": 88, "valid": 2},
+    }
+    sheets = [
+        store.put(picture("red", shape), ext="png", role=role)
+        for shape, role in (("ring", "sheet.kept"), ("circle", "sheet.rejected"))
+    ]
+    shown = cards(manifest(*sheets, stats=stats), store)
+    assert set(shown) == {"curate-summary", "curate-funnel", "curate-sheet-kept", "curate-sheet-rejected"}
+    funnel = shown["curate-funnel"].markdown
+    assert "| duplicates | 90 | 90.0 % |" in funnel
+    assert funnel.index("| b | 7 |") < funnel.index("| a | 3 |")
+    assert "| c |" not in funnel
+    assert "| valid | 2 |" in funnel
+
+
+def test_ingest_shows_rows_in_against_rows_kept(store):
+    stats = {"rows_in": 10, "kept": 8, "rejected": 2, "reasons": {"not_an_image": 2}}
+    shown = cards(manifest(step="ingest", kind="pairs", stats=stats), store)
+    assert "| kept | 8 | 80.0 % |" in shown["ingest-funnel"].markdown
+    assert shown["ingest-funnel"].description == "10 rows in, 8 kept"
+
+
+def test_a_trained_artifact_shows_its_curve_as_a_picture(store):
+    table = pa.table({"step": [1, 2, 3], "loss": [3.0, 2.0, None], "note": ["a", "b", "c"]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    curve = store.put(buffer.getvalue(), ext="parquet", role="curve", rows=3)
+    markdown = cards(manifest(curve, step="fit_tokenizer", kind="tokenizer"), store)["fit-tokenizer-curve"].markdown
+    embedded = re.search(r"\(data:image/png;base64,([^)]*)\)", markdown)
+    assert embedded and Image.open(io.BytesIO(base64.b64decode(embedded[1]))).width > 800
+
+
+def test_an_evaluation_shows_its_figures_with_intervals_and_where_the_report_is(store):
+    figures = {"recognisability": {"value": 0.74, "low": 0.65, "high": 0.82}, "heldout": {"psnr": 24.123456}}
+    objects = (
+        store.put(json.dumps(figures).encode(), ext="json", role="metrics"),
+        store.put(b"<html>", ext="html", role="report"),
+    )
+    markdown = cards(manifest(*objects, step="evaluate", kind="evaluation"), store)["evaluate-metrics"].markdown
+    text = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert "<td>recognisability</td>" in text and "0.74 [0.65, 0.82]" in text
+    assert "<td>heldout: psnr</td>" in text and "24.12" in text
+    assert store.url(objects[1].key) in text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_from_outside_is_neither_markup_nor_html(text):
+    table = f"| head |\n| --- |\n| {escaped(text)} |"
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(f"{table}\n\n{escaped(text)}")
+    inline = [child.type for token in tokens for child in token.children or ()]
+    assert set(inline) <= {"text", "text_special"}
+    assert [token.type for token in tokens].count("tr_open") == 2
+    assert not [
+        token for token in tokens if token.type.startswith(("html", "heading", "fence", "code", "bullet", "hr"))
+    ]
+
+
+def test_escaped_text_reads_as_it_was():
+    text = "50 % off: a|b *c* <d> [e](f) `g` \\ & 1. #h"
+    tokens = MarkdownIt("commonmark").parse(escaped(text))
+    assert "".join(child.content for child in tokens[1].children or ()) == text
+
+
+@pytest.mark.parametrize("parts", [("fit_tokenizer", "sheet.kept"), ("curate", "Funnel"), ("a--b", "..c d")])
+def test_keys_are_what_prefect_admits(parts):
+    assert KEY.fullmatch(key_of(*parts))
+
+
+def test_every_card_has_a_key_of_its_own_that_does_not_depend_on_the_artifact(store):
+    sheet = store.put(picture("red", "ring"), ext="png", role="sheet")
+    one = cards(manifest(sheet, step="generate", kind="generations", stats={"drawn": 3}), store)
+    other = cards(manifest(sheet, step="generate", kind="generations", stats={"drawn": 4}), store)
+    assert set(one) == set(other) == {"generate-summary", "generate-sheet"}
+    assert all(KEY.fullmatch(key) for key in one)
+
+
+def test_small_pictures_are_shown_byte_for_byte_and_large_ones_are_made_small():
+    small = picture("red", "ring")
+    assert small_picture(small) == small
+    large = small_picture(noise(1500))
+    assert len(large) <= MAX_PICTURE_BYTES and large.startswith(b"\xff\xd8\xff")
+
+
+class Untouchable:
+    """A store that must not be asked for anything."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the store was asked for {name}")
+
+
+def test_outside_a_run_nothing_is_shown_and_nothing_is_read():
+    publish(manifest(ObjectRef(key="k", sha256="0" * 64, bytes=1, role="sheet")), Untouchable())
+    reporter = ProgressReporter("curate")
+    reporter({"event": "progress", "done": 1, "total": 2, "unit": "rows"})
+    reporter({"event": "log", "text": "hello"})

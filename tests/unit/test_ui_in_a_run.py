@@ -1,0 +1,81 @@
+"""Publishing into a real Prefect run, on Prefect's own test server."""
+
+import time
+
+import pytest
+from prefect import flow, task
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from support.sample_pages import picture
+
+from tasks.artifacts import Manifest, ObjectRef
+from tasks.store import Store
+from tasks.ui import ProgressReporter, publish
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def artifacts() -> dict[str, Artifact]:
+    with get_client(sync_client=True) as client:
+        return {artifact.key: artifact for artifact in client.read_artifacts()}
+
+
+def manifest(*objects: ObjectRef, step: str) -> Manifest:
+    return Manifest(
+        kind="pairs", step=step, step_version=1, fingerprint="ab" * 32, config={}, inputs=(), objects=objects, rows=1,
+        stats={"rows_in": 2, "kept": 1, "reasons": {"not_an_image": 1}},
+    )  # fmt: skip
+
+
+def test_a_step_is_shown_in_its_run_and_a_damaged_picture_fails_nothing(tmp_path):
+    store = Store.open(str(tmp_path))
+    good = store.put(picture("red", "ring"), ext="png", role="sheet.kept")
+    gone = good.model_copy(update={"key": "data/00/gone.png", "sha256": "0" * 64, "role": "sheet.rejected"})
+
+    @task
+    def step() -> str:
+        publish(
+            manifest(gone, good, step="ingest"),
+            store,
+            decision="reused: an artifact with this fingerprint is committed",
+        )
+        return "finished"
+
+    @flow
+    def run() -> str:
+        return step()
+
+    assert run() == "finished"
+    shown = artifacts()
+    assert {"ingest-summary", "ingest-funnel", "ingest-sheet-kept"} <= set(shown)
+    assert "ingest-sheet-rejected" not in shown
+    assert shown["ingest-summary"].task_run_id is not None
+    assert "reused" in shown["ingest-summary"].description
+
+
+def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_every_event():
+    sent = []
+
+    @flow
+    def run() -> None:
+        reporter = ProgressReporter("fit_tokenizer", every_s=0.5)
+        for done in range(0, 1001, 10):
+            reporter({"event": "progress", "done": done, "total": 1000, "unit": "steps", "figures": {"loss": 1.25}})
+            time.sleep(0.01)
+            sent.append(reporter.updates)
+
+    run()
+    deadline = time.monotonic() + 30
+    while (shown := artifacts().get("fit-tokenizer-progress")) is None or float(shown.data) < 100:
+        assert time.monotonic() < deadline, f"progress never came to its end: {shown}"
+        time.sleep(0.1)
+    assert shown.description.startswith("fit_tokenizer: 1,000 of 1,000 steps")
+    assert shown.description.endswith("loss 1.25")
+    assert sent[-1] <= 8  # a second of events, half a second apart, the first and the last
