@@ -49,7 +49,7 @@ class PoolLimits:
 
 
 def _write(stream: BinaryIO, head: dict[str, Any], payload: bytes = b"") -> None:
-    text = json.dumps(head).encode()
+    text = json.dumps({**head, "cpu_s": _cpu_s()}).encode()
     stream.write(_HEADER.pack(len(text), len(payload)) + text)
     stream.write(payload)
     stream.flush()
@@ -63,11 +63,16 @@ def _address_space() -> int:
         return 0
 
 
+def _cpu_s() -> float:
+    """CPU seconds this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
 def _limit_cpu(cpu_s: float) -> None:
     """SIGXCPU after ``cpu_s`` more seconds of CPU, on top of what this process has used."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + cpu_s + 1), hard))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(_cpu_s() + cpu_s + 1), hard))
 
 
 def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
@@ -135,6 +140,7 @@ class _Child:
         )
         self._limits = limits
         self._buffer = bytearray()
+        self._used_s = 0.0  # CPU seconds up to its last answer
         self.files_left = limits.files_per_child
         start = {"settings": asdict(settings), "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
         try:
@@ -184,17 +190,20 @@ class _Child:
             raise self._death() from error
 
     def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
-        deadline = time.monotonic() + wall_s
-        text, payload = _HEADER.unpack(self._take(_HEADER.size, deadline))
-        return json.loads(self._take(text, deadline)), bytes(self._take(payload, deadline))
+        wait = _Wait(self._process.pid, self._used_s, wall_s, self._limits.cpu_s)
+        text, payload = _HEADER.unpack(self._take(_HEADER.size, wait))
+        head = json.loads(self._take(text, wait))
+        self._used_s = head.pop("cpu_s")
+        return head, bytes(self._take(payload, wait))
 
-    def _take(self, count: int, deadline: float) -> bytearray:
+    def _take(self, count: int, wait: "_Wait") -> bytearray:
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         while len(self._buffer) < count:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
-                raise _Died("passed the wall-clock limit", slow=True)
+            if not select.select([fd], [], [], wait.left_s())[0]:
+                if wait.is_over():
+                    raise _Died("passed the wall-clock limit", slow=True)
+                continue
             piece = os.read(fd, 1 << 20)
             if not piece:
                 raise self._death()
@@ -208,6 +217,41 @@ class _Child:
         if code == -signal.SIGXCPU:
             return _Died("passed the CPU limit", slow=True, final=True)
         return _Died(f"ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
+
+
+class _Wait:
+    """The wall-clock limit of one answer. It is prolonged while the child had no chance to run: a verdict on a
+    picture must not depend on how busy the machine is.
+    """
+
+    _PROLONGED = 5
+
+    def __init__(self, pid: int, used_s: float, wall_s: float, cpu_s: float) -> None:
+        self._pid, self._used_s, self._wall_s, self._cpu_s = pid, used_s, wall_s, cpu_s
+        self._deadline = time.monotonic() + wall_s
+        self._prolonged = 0
+
+    def left_s(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def is_over(self) -> bool:
+        if self.left_s() > 0:
+            return False
+        starved = self._cpu_used_s() - self._used_s < min(self._cpu_s, self._wall_s) / 2
+        if not starved or self._prolonged == self._PROLONGED:
+            return True
+        self._prolonged += 1
+        self._deadline = time.monotonic() + self._wall_s
+        return False
+
+    def _cpu_used_s(self) -> float:
+        import psutil  # not at the top: decoding children load this module too
+
+        try:
+            times = psutil.Process(self._pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
 
 class DecodePool(Generic[_T]):

@@ -9,7 +9,9 @@ This module imports Pillow and nothing heavier, so that a decoding child starts 
 """
 
 import io
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -128,12 +130,14 @@ def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded 
     if refusal is not None:
         return refusal
     notes = []
-    if getattr(image, "n_frames", 1) > 1:
+    if _has_frames(image):
         notes.append("first_frame")
     if kind == "JPEG":
         # The DCT scales by 1/2, 1/4, 1/8 for free; it stops above the wanted size, so quality is kept by the resize.
         image.draft(image.mode, _fit(width, height, settings.image_px))
     image.load()
+    if kind == "PNG" and _rows_are_missing(data, image):
+        return Refused(Reason.BROKEN_IMAGE, "PNG: the data end before the last row")
     profile, orientation = image.info.get("icc_profile"), _orientation(image)
     if image.mode in _SIXTEEN_BIT:
         notes.append("sixteen_bit")
@@ -181,6 +185,34 @@ def _refuse_header(image: Image.Image, width: int, height: int, settings: Decode
             f"pixel mode {image.mode}; 8-bit and 16-bit grey, RGB, CMYK, Lab and palettes are read",
         )
     return None
+
+
+def _has_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a later frame is damaged; the first one is what we read
+        return True
+
+
+def _rows_are_missing(data: bytes, image: Image.Image) -> bool:
+    """Whether a PNG holds fewer rows than it says. Pillow then leaves the rest black and reports nothing.
+
+    Only looked into when the last row is empty: counting means inflating all pixels a second time.
+    """
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    last_row = image.crop((0, height - 1, width, height))
+    if interlaced or last_row.getbbox(alpha_only=False) is not None:
+        return False
+    row_bytes = 1 + (width * bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] + 7) // 8
+    inflater, found, at = zlib.decompressobj(), 0, 8
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            found += len(inflater.decompress(data[at + 8 : at + 8 + length], 1 << 20))
+            while inflater.unconsumed_tail:
+                found += len(inflater.decompress(inflater.unconsumed_tail, 1 << 20))
+        at += 12 + length
+    return found < height * row_bytes
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,0 +1,154 @@
+"""Pairs through the ``datasets`` library: a data set of the Hub (streamed) or a local one that it can read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
+from dalle_model.sources.base import Row, content_digest, walk
+from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
+from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
+
+_SPLITS = ("train", "test", "validation", "valid", "dev")
+_MAX_REMOTE_BYTES = 200_000_000
+
+
+class HuggingFace:
+    """``NAME[:config][:split]``; NAME is a Hub name or a folder. Pictures are never decoded by the library.
+
+    A Hub data set is pinned to the commit found when it is opened; that commit is its identity.
+    """
+
+    vector = False
+
+    def __init__(self, words: str, caption_column: str = "", image_column: str = "") -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise SourceError("source hf: needs the package datasets; run `pip install datasets`") from error
+        datasets.disable_progress_bars()
+        self._datasets = datasets
+        self._path, self._config, wanted = split_words(words)
+        self._local = Path(self._path).expanduser().resolve() if Path(self._path).expanduser().exists() else None
+        self.name = "hf" if self._local else f"hf:{self._path}"
+        self._revision = None if self._local else self._commit()
+        found = self._load()
+        self._split = self._pick_split(list(found), wanted)
+        data = found[self._split]
+        names = list(data.column_names or next(iter(data), {}))
+        source = f"hf:{self._path}"
+        self._caption = pick_column(names, caption_column, CAPTION_COLUMNS, source, "caption_column")
+        self._image = pick_column(names, image_column, IMAGE_COLUMNS, source, "image_column")
+        self._classes = getattr((data.features or {}).get(self._caption), "names", None)
+        if isinstance((data.features or {}).get(self._image), datasets.Image):
+            data = data.cast_column(self._image, datasets.Image(decode=False))
+        self._data = data
+
+    def identity(self) -> dict[str, str]:
+        content = (
+            content_digest(self._local, walk(self._local, hidden=True))
+            if self._local
+            else f"{self._path}@{self._revision}"
+        )
+        return {"hf": content, "hf.config": self._config, "hf.split": self._split}
+
+    def count(self) -> int:
+        if hasattr(self._data, "__len__"):
+            return len(self._data)
+        splits = self._data.info.splits or {}
+        return splits[self._split].num_examples if self._split in splits else 0
+
+    def rows(self, start: int) -> Iterator[Row]:
+        if hasattr(self._data, "__len__"):
+            records: Any = (self._data[n] for n in range(start, len(self._data)))
+        else:
+            records = iter(self._data.skip(start))
+        number = start
+        while True:
+            try:
+                record = next(records, None)
+            except Exception as error:  # the library raises many types, for the network as for bad files
+                raise SourceError(
+                    f"hf:{self._path} stops at row {number} ({_words(error)}); run again to go on from there"
+                ) from error
+            if record is None:
+                return
+            yield self._row(record, number)
+            number += 1
+
+    def _row(self, record: dict[str, Any], number: int) -> Row:
+        caption = record.get(self._caption)
+        if self._classes and isinstance(caption, int) and 0 <= caption < len(self._classes):
+            caption = self._classes[caption]
+        licence, author = record.get("licence", record.get("license")), record.get("author")
+        return Row(
+            f"{self._split}#{number}",
+            caption,
+            self._picture(record.get(self._image)),
+            licence if isinstance(licence, str) else "",
+            author if isinstance(author, str) else "",
+            extra_in(record, {self._caption, self._image, "licence", "license", "author"}),
+        )
+
+    def _picture(self, value: Any) -> bytes | Path | Refused:
+        path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
+        if not (isinstance(path, str) and "://" in path):
+            return image_of(value, self._local, self._local)
+        from datasets.utils.file_utils import xopen
+
+        try:
+            with xopen(path, "rb") as stream:
+                return bytes(stream.read(_MAX_REMOTE_BYTES))
+        except Exception as error:  # network, missing file, permission: one row's trouble
+            return Refused(Reason.UNREADABLE_FILE, _words(error))
+
+    def _commit(self) -> str:
+        from huggingface_hub import HfApi
+
+        try:
+            commit = HfApi().dataset_info(self._path, timeout=20).sha
+        except Exception as error:  # offline, no such name, private: the library has a type for each
+            raise SourceError(
+                f"source hf:{self._path} is no local folder and the Hub does not answer for it ({_words(error)}); "
+                "check the name and the network, or give a folder"
+            ) from error
+        return str(commit)
+
+    def _load(self) -> dict[str, Any]:
+        """Splits by name."""
+        try:
+            if self._local and (self._local / "dataset_dict.json").is_file():
+                return dict(self._datasets.load_from_disk(str(self._local)))
+            if self._local and (self._local / "state.json").is_file():
+                found = self._datasets.load_from_disk(str(self._local))
+                return {str(found.split or "train"): found}
+            path = str(self._local or self._path)
+            return dict(
+                self._datasets.load_dataset(path, self._config or None, streaming=True, revision=self._revision)
+            )
+        except Exception as error:  # the library raises many types; all mean that it cannot read this
+            raise SourceError(
+                f"source hf:{self._path} cannot be read ({_words(error)}); check the path, the config and the split"
+            ) from error
+
+    def _pick_split(self, names: list[str], wanted: str) -> str:
+        for name in (wanted,) if wanted else ("train", *(names if len(names) == 1 else ())):
+            if name in names:
+                return name
+        raise SourceError(
+            f"source hf:{self._path} has the splits {', '.join(names)}, not {wanted or 'train'}; name one: hf:{self._path}::{names[0]}"
+        )
+
+
+def split_words(words: str) -> tuple[str, str, str]:
+    """(name, config, split) of "NAME[:config][:split]"; a lone word that is the usual name of a split is one."""
+    name, _, rest = words.partition(":")
+    config, colon, split = rest.partition(":")
+    if not colon and config in _SPLITS:
+        config, split = "", config
+    return name, config, split
+
+
+def _words(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,0 +1,148 @@
+"""Pairs in Parquet files: a caption column and an image column (bytes, Hugging Face's {bytes, path}, or a path)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
+from dalle_model.sources.base import Row, content_digest, existing, inside, walk
+from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
+
+IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
+_BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
+
+
+class ParquetFiles:
+    """A Parquet file, or all of a folder in sorted order. Rows in the order of the files."""
+
+    name = "parquet"
+    vector = False
+
+    def __init__(self, path: str, caption_column: str = "", image_column: str = "") -> None:
+        found = existing(path, "parquet")
+        self._root = found if found.is_dir() else found.parent
+        self._files = [p for p in walk(found, hidden=False) if p.suffix == ".parquet"] if found.is_dir() else [found]
+        if not self._files:
+            raise SourceError(f"source parquet: the folder {path} has no .parquet file; give the folder that has some")
+        schema = self._open(self._files[0]).schema_arrow
+        self._caption = pick_column(schema.names, caption_column, CAPTION_COLUMNS, f"parquet:{path}", "caption_column")
+        self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
+        self._paths_matter = not pa.types.is_binary(schema.field(self._image).type)
+
+    def identity(self) -> dict[str, str]:
+        # A column of paths makes every file below the folder part of the content.
+        files = walk(self._root, hidden=True) if self._paths_matter else self._files
+        return {"parquet": content_digest(self._root, files)}
+
+    def count(self) -> int:
+        return sum(self._open(path).metadata.num_rows for path in self._files)
+
+    def rows(self, start: int) -> Iterator[Row]:
+        for path in self._files:
+            where = path.relative_to(self._root).as_posix()
+            with self._open(path) as file:
+                missing = {self._caption, self._image} - set(file.schema_arrow.names)
+                if missing:
+                    raise SourceError(
+                        f"{path} has no column {sorted(missing)[0]!r}, which {self._files[0].name} has; the files of one source must agree"
+                    )
+                groups, skipped = _groups_from(file, start)
+                start -= skipped
+                number = skipped
+                for batch in self._batches(file, groups, path):
+                    if start >= batch.num_rows:
+                        start -= batch.num_rows
+                    else:
+                        for row in range(start, batch.num_rows):
+                            yield self._row(batch, row, path.parent, f"{where}#{number + row}")
+                        start = 0
+                    number += batch.num_rows
+
+    def _batches(self, file: Any, groups: list[int], path: Path) -> Iterator[pa.RecordBatch]:
+        columns = [
+            f.name
+            for f in file.schema_arrow
+            if f.name in (self._caption, self._image) or not pa.types.is_nested(f.type)
+        ]
+        try:
+            yield from file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{path} is damaged ({_first_line(error)}); write it again or leave it out") from error
+
+    def _row(self, batch: pa.RecordBatch, row: int, folder: Path, key: str) -> Row:
+        record = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if name != self._image and not pa.types.is_binary(column.type):
+                record[name] = _value(column[row])
+        image = image_of(_value(batch.column(self._image)[row]), self._root, folder)
+        licence, author = record.get("licence", record.get("license")), record.get("author")
+        used = {self._caption, self._image, "licence", "license", "author"}
+        return Row(
+            key,
+            record.get(self._caption),
+            image,
+            licence if isinstance(licence, str) else "",
+            author if isinstance(author, str) else "",
+            extra_in(record, used),
+        )
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"
+            ) from error
+
+
+def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: str, knob: str) -> str:
+    """The column to read: ``wanted``, or the first of the usual names. SourceError lists what is there."""
+    for name in (wanted,) if wanted else usual:
+        if name in names:
+            return name
+    looked_for = repr(wanted) if wanted else " or ".join(usual)
+    raise SourceError(
+        f"source {source} has no column {looked_for}; it has {', '.join(names) or 'none'}: set ingest.{knob}"
+    )
+
+
+def image_of(value: Any, root: Path | None, folder: Path | None) -> bytes | Path | Refused:
+    """Bytes or file behind a cell: bytes, {"bytes", "path"}, or a path that stays below ``root`` (None = no paths)."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and root is not None and folder is not None:
+        return inside(root, folder, value)
+    if value is None:
+        return Refused(Reason.NO_IMAGE, "the row has no picture")
+    return Refused(
+        Reason.NO_IMAGE, f"the picture is a {type(value).__name__}; bytes, {{bytes, path}} or a path are read"
+    )
+
+
+def _groups_from(file: Any, start: int) -> tuple[list[int], int]:
+    """Row groups that hold rows from ``start`` on, and the rows of those left out."""
+    skipped = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if skipped + rows > start:
+            return list(range(group, file.num_row_groups)), skipped
+        skipped += rows
+    return [], skipped
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (UnicodeDecodeError, ValueError, OverflowError):
+        # Parquet does not check that a string is UTF-8; the caption check refuses what is no text.
+        return b""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

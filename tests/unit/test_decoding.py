@@ -1,0 +1,194 @@
+"""What decoding makes of good and odd pictures, and what it refuses."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused, decode
+from support.bad_images import corners, encoded, flat_png, photo, png, tiny_webp_of, wide_rgb_png
+
+SETTINGS = DecodeSettings(image_px=64)
+
+
+def pixels(data: bytes, settings: DecodeSettings = SETTINGS) -> np.ndarray:
+    result = decode(data, settings)
+    assert isinstance(result, Decoded), result
+    image = Image.open(io.BytesIO(result.image))
+    assert image.mode == "RGB"
+    assert image.size == (result.width, result.height)
+    return np.asarray(image)
+
+
+def reason(data: bytes, settings: DecodeSettings = SETTINGS) -> Reason:
+    result = decode(data, settings)
+    assert isinstance(result, Refused), result
+    return result.reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_comes_out_as_it_was_meant(orientation: int) -> None:
+    upright = corners()
+    # The inverse of what a viewer does with each orientation (EXIF 2.3, tag 0x0112).
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = pixels(encoded(stored, "JPEG", quality=95, exif=exif))
+    assert shown.shape == (48, 64, 3)
+    assert np.abs(shown.astype(int) - np.asarray(upright)).mean() < 8
+
+
+def test_turning_swaps_the_recorded_source_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    result = decode(encoded(photo(160, 120), "JPEG", exif=exif), SETTINGS)
+    assert isinstance(result, Decoded)
+    assert (result.source_width, result.source_height) == (120, 160)
+    assert (result.width, result.height) == (48, 64)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    grey = Image.fromarray(np.full((32, 32), 0x8080, np.uint16))
+    for kind in ("PNG", "TIFF"):
+        assert (pixels(encoded(grey, kind)) == 0x80).all()
+    assert (pixels(wide_rgb_png()) == 0x80).all()
+
+
+def test_hidden_pixels_under_alpha_do_not_show() -> None:
+    hidden = np.zeros((32, 32, 4), np.uint8)
+    hidden[..., 0] = 255
+    data = encoded(Image.fromarray(hidden), "PNG")
+    assert (pixels(data) == 255).all()
+    assert (pixels(data, DecodeSettings(64, background="#102030")) == (0x10, 0x20, 0x30)).all()
+
+
+def test_alpha_does_not_bleed_when_a_picture_shrinks() -> None:
+    half = np.zeros((256, 256, 4), np.uint8)
+    half[:, :128] = (0, 0, 255, 255)
+    half[:, 128:] = (255, 0, 0, 0)  # invisible red
+    shown = pixels(encoded(Image.fromarray(half), "PNG")).astype(int)
+    assert shown[:, 40:].min() >= 250
+    assert (shown[:, :, 0] <= shown[:, :, 1] + 6).all(), "no red anywhere"
+
+
+def test_a_transparent_palette_entry_becomes_background() -> None:
+    image = Image.new("P", (16, 16), 3)
+    image.putpalette([0, 0, 0] * 3 + [200, 0, 0] + [0, 0, 0] * 252)
+    assert (pixels(encoded(image, "PNG", transparency=3)) == 255).all()
+
+
+def test_cmyk_white_is_white() -> None:
+    assert pixels(encoded(Image.new("CMYK", (32, 32), (0, 0, 0, 0)), "JPEG")).min() >= 254
+
+
+def test_colours_are_brought_to_srgb_by_the_profile() -> None:
+    lab = ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    assert lab is not None
+    shown = pixels(encoded(lab, "TIFF")).astype(int)
+    assert np.abs(shown - pixels(encoded(photo(), "PNG"))).mean() < 6
+
+
+def test_a_broken_profile_is_ignored_and_noted() -> None:
+    result = decode(encoded(photo(), "PNG", icc_profile=b"no profile" * 20), SETTINGS)
+    assert isinstance(result, Decoded)
+    assert "bad_icc_profile" in result.notes
+    assert result.image == decode(encoded(photo(), "PNG"), SETTINGS).image  # type: ignore[union-attr]
+
+
+def test_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "PNG", "TIFF"):
+        result = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), SETTINGS)
+        assert isinstance(result, Decoded)
+        assert "first_frame" in result.notes
+        assert (np.asarray(Image.open(io.BytesIO(result.image))) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_no_metadata_survives(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "secret description"
+    exif.get_ifd(0x8825)[1] = "N"
+    result = decode(encoded(photo(), kind, exif=exif, comment=b"secret comment"), SETTINGS)
+    assert isinstance(result, Decoded)
+    assert "metadata_stripped" in result.notes
+    assert b"secret" not in result.image
+    clean = Image.open(io.BytesIO(result.image))
+    assert not clean.getexif()
+    assert not {"exif", "comment", "icc_profile", "dpi"} & clean.info.keys()
+
+
+def test_a_photograph_stays_jpeg_and_the_rest_becomes_png() -> None:
+    for kind, kept_as in (("JPEG", "JPEG"), ("PNG", "PNG"), ("WEBP", "PNG"), ("BMP", "PNG")):
+        result = decode(encoded(photo(), kind), SETTINGS)
+        assert isinstance(result, Decoded)
+        assert Image.open(io.BytesIO(result.image)).format == kept_as
+        assert result.format == kind
+
+
+def test_the_longest_side_is_kept_and_small_pictures_are_not_enlarged() -> None:
+    assert pixels(encoded(photo(640, 200), "PNG")).shape == (20, 64, 3)
+    assert pixels(encoded(photo(9, 7), "PNG")).shape == (7, 9, 3)
+
+
+def test_a_large_jpeg_is_as_good_as_a_full_decode() -> None:
+    """Scaling inside the DCT saves most of the time and must not change what is seen."""
+    image = photo(1280, 960)
+    data = encoded(image, "JPEG", quality=95)
+    full = np.asarray(Image.open(io.BytesIO(data)).resize((64, 48), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(pixels(data) - full).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", Reason.EMPTY_FILE),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 2000, Reason.TOO_MANY_BYTES),
+        (b"plain text", Reason.UNKNOWN_FORMAT),
+        (tiny_webp_of(1200, 1200), Reason.TOO_MANY_PIXELS),
+        (png(1200, 1200, 8, 2, b""), Reason.TOO_MANY_PIXELS),
+        (png(5000, 1, 8, 2, b""), Reason.ASPECT_TOO_LONG),
+        (png(20_000, 20, 8, 2, b""), Reason.SIDE_TOO_LONG),
+        (png(100, 100, 8, 2, b"\0" * 301), Reason.BROKEN_IMAGE),
+        (encoded(Image.new("F", (4, 4), float("nan")), "TIFF"), Reason.UNSUPPORTED_MODE),
+    ],
+)
+def test_refusals_have_a_reason_from_the_closed_list(data: bytes, expected: Reason) -> None:
+    assert reason(data, DecodeSettings(64, max_mpx=1.0, max_bytes=1500)) == expected
+
+
+def test_the_pixel_limit_is_checked_before_anything_is_inflated() -> None:
+    refused = decode(flat_png(3000, 3000), DecodeSettings(64, max_mpx=8.9))
+    assert refused == Refused(Reason.TOO_MANY_PIXELS, "3000 x 3000 px are 9.0 Mpx, the limit is 8.9", 9.0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_whatever_is_cut_off_is_refused_or_whole(kind: str) -> None:
+    """No cut makes a picture that is quietly half empty."""
+    data = encoded(photo(200, 160), kind)
+    whole = pixels(data).astype(int)
+    for tenth in range(1, 10):
+        result = decode(data[: len(data) * tenth // 10], SETTINGS)
+        if isinstance(result, Decoded):
+            assert np.abs(pixels(data[: len(data) * tenth // 10]).astype(int) - whole).mean() < 8, tenth
+
+
+def test_svg_is_drawn_only_for_a_source_that_is_trusted_to_hold_it() -> None:
+    pytest.importorskip("resvg_py", reason="pip install 'dalle-prefect[demo]'")
+    svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10"><rect width="5" height="10" fill="red"/></svg>'
+    assert reason(svg) == Reason.UNKNOWN_FORMAT
+    shown = pixels(svg, DecodeSettings(64, vector=True))
+    assert shown.shape == (64, 64, 3)
+    assert (shown[:, :30] == (255, 0, 0)).all()
+    assert (shown[:, 34:] == 255).all()
+    assert reason(b"<svg", DecodeSettings(64, vector=True)) == Reason.BROKEN_IMAGE
