@@ -177,6 +177,7 @@ class TrainConfig(Section):
     text_loss_share: float = Field(0.125, ge=0, le=1, description="Weight of the text loss; the image loss has the rest (paper: 1/8).")
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works.")
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="BPE merges dropped at random in training (paper: 0.1).")
+    token_swap: float = Field(0.0, ge=0, lt=1, description="Share of the image tokens read in training that come from another picture of the batch, so that the model trusts the caption more than its own last tokens.")
     optim: OptimConfig = Field(default_factory=OptimConfig)
 
 

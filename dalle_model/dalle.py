@@ -19,12 +19,17 @@ from torch import Tensor, nn
 from dalle_model.attention import Attention, LayerCache, Norm, rotary_table
 from dalle_model.config import ModelConfig
 from dalle_model.errors import DataError
+from dalle_model.tokenizers.base import ImageTokenizer
 
 PAD = 0
 
 
 class DalleShape(BaseModel):
-    """What a transformer must know about its tokens; stored with the weights."""
+    """What a transformer must know about its tokens; stored with the weights.
+
+    code_levels: levels per dimension when codes are points of a lattice (fsq), else empty. Codes that share a
+    coordinate then share part of their embedding and of their output vector.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,11 +37,36 @@ class DalleShape(BaseModel):
     max_text_tokens: int
     image_vocab: int
     grid: int
+    code_levels: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: ImageTokenizer, text_vocab: int, max_text_tokens: int) -> "DalleShape":
+        """The shape that fits an image tokenizer."""
+        levels = tokenizer.config.fsq_levels if tokenizer.config.kind == "fsq" else ()
+        return cls(
+            text_vocab=text_vocab,
+            max_text_tokens=max_text_tokens,
+            image_vocab=tokenizer.vocab_size,
+            grid=tokenizer.grid,
+            code_levels=levels,
+        )
 
     @property
     def num_image_tokens(self) -> int:
         """N."""
         return self.grid**2
+
+
+def level_map(vocab: int, levels: tuple[int, ...]) -> Tensor:
+    """Which levels each lattice code has: float32 [vocab, sum(levels)] of zeros and ones, [vocab, 0] without levels.
+
+    Code = sum of level_d * (product of the levels before d), as in ``FsqTokenizer.ids_of``.
+    """
+    codes, parts = torch.arange(vocab), []
+    for count in levels:
+        parts.append(F.one_hot(codes % count, count))
+        codes = codes // count
+    return torch.cat(parts, dim=1).float() if parts else torch.zeros(vocab, 0)
 
 
 class SwiGlu(nn.Module):
@@ -107,6 +137,10 @@ class Dalle(nn.Module):
         self.position_embed = nn.Parameter(torch.randn(shape.max_text_tokens + shape.num_image_tokens, dim) * 0.02)
         for table in (self.text_embed, self.image_embed):
             nn.init.normal_(table.weight, std=0.02)
+        self.level_embed = nn.Parameter(torch.randn(sum(shape.code_levels), dim) * 0.02)
+        self.level_head = nn.Parameter(torch.zeros(sum(shape.code_levels), dim))
+        self.register_buffer("level_map", level_map(shape.image_vocab, shape.code_levels), persistent=False)
+        self.level_map: Tensor
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = Norm(dim, config.norm)
         self.text_head = nn.Linear(dim, shape.text_vocab, bias=False)
@@ -131,8 +165,15 @@ class Dalle(nn.Module):
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image ids [B, n] that stand at places first..first+n-1 of the picture -> [B, n, dim]."""
         offset = self.shape.max_text_tokens + 1 + first
-        embedded: Tensor = self.image_embed(image) + self.position_embed[offset : offset + image.shape[1]]
-        return embedded
+        table = self.image_embed.weight
+        if self.shape.code_levels:
+            table = table + self.level_map @ self.level_embed
+        return F.embedding(image, table) + self.position_embed[offset : offset + image.shape[1]]
+
+    def image_vectors(self) -> Tensor:
+        """Output vectors of the image codes, float32 [image_vocab, dim]: image logits are hidden @ vectors.T."""
+        vectors: Tensor = self.image_head.weight
+        return vectors + self.level_map @ self.level_head if self.shape.code_levels else vectors
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         """Text ids int64 [B, L] (0 = padding) and image ids int64 [B, N] -> hidden states [B, L + N, dim].
@@ -152,8 +193,7 @@ class Dalle(nn.Module):
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [B, T, dim] of all positions -> float32 logits [B, N, image_vocab]."""
-        logits: Tensor = self.image_head(hidden[:, self.shape.max_text_tokens :])
-        return logits.float()
+        return F.linear(hidden[:, self.shape.max_text_tokens :], self.image_vectors()).float()
 
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An empty cache for ``rows`` sequences."""
@@ -167,8 +207,7 @@ class Dalle(nn.Module):
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)  # type: ignore[operator]
         cache.length = x.shape[1]
-        logits: Tensor = self.image_head(self.norm_out(x[:, -1]))
-        return logits.float()
+        return F.linear(self.norm_out(x[:, -1]), self.image_vectors()).float()
 
     def step(self, image: Tensor, place: int, cache: KVCache) -> Tensor:
         """Image ids [B] at ``place`` (0-based) -> float32 logits [B, image_vocab] of place + 1."""
@@ -177,8 +216,7 @@ class Dalle(nn.Module):
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x = block.step(x, self.rotary[:, position : position + 1], layer, position)  # type: ignore[operator]
         cache.length = position + 1
-        logits: Tensor = self.image_head(self.norm_out(x[:, 0]))
-        return logits.float()
+        return F.linear(self.norm_out(x[:, 0]), self.image_vectors()).float()
 
 
 def build_dalle(config: ModelConfig, shape: DalleShape, generator: torch.Generator) -> Dalle:

@@ -95,10 +95,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_x * grads[0], grad_w * grads[0], None, None, None
 
 
-def head_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, runtime: Runtime, chunk: int = 1024) -> Tensor:
-    """Sum over rows of the cross-entropy of ``head(hidden)``, float32 scalar, without holding all logits."""
+def head_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, runtime: Runtime, chunk: int = 1024) -> Tensor:
+    """Sum over rows of the cross-entropy of ``hidden @ head.T``, float32 scalar, without holding all logits."""
     dtype = runtime.dtype if runtime.dtype != torch.float32 else hidden.dtype
-    total: Tensor = ChunkedCrossEntropy.apply(hidden, head.weight, targets, dtype, chunk)  # type: ignore[no-untyped-call]
+    total: Tensor = ChunkedCrossEntropy.apply(hidden, head, targets, dtype, chunk)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -114,7 +114,7 @@ class DalleObjective(Objective):
         self._order = RowOrder(len(rows.image), config.optim.batch_size, runtime, rows.weights)
 
     def batch(self, step: int) -> Batch:
-        """text [b, L], image [b, N], keep_text [b], and the whole batch's number of text targets."""
+        """text [b, L], image [b, N], read [b, N] (image as the network sees it), keep_text [b], number of text targets."""
         rows = self._order.rows(step)
         text, image = self._rows.gather(rows)
         generator = self._runtime.generator(_DROP, step)
@@ -122,18 +122,20 @@ class DalleObjective(Objective):
         text = text * keep.unsqueeze(1)
         num_text = (text_targets(text) & keep.unsqueeze(1)).sum()
         mine = self._order.part()
-        return {"text": text[mine], "image": image[mine], "keep_text": keep[mine], "num_text": num_text}
+        swap = torch.rand(image.shape, generator=generator) < self._config.token_swap
+        read = torch.where(swap, image[torch.randperm(len(rows), generator=generator)], image)
+        return {"text": text[mine], "image": image[mine], "read": read[mine], "keep_text": keep[mine], "num_text": num_text}
 
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Nats per token of either kind, weighted."""
-        hidden = network(batch["text"], batch["image"])
+        hidden = network(batch["text"], batch["read"])
         length = self.model.shape.max_text_tokens
         targets = text_targets(batch["text"]) & batch["keep_text"].unsqueeze(1)
         text_sum = head_cross_entropy(
-            hidden[:, :length][targets], self.model.text_head, batch["text"][targets], self._runtime
+            hidden[:, :length][targets], self.model.text_head.weight, batch["text"][targets], self._runtime
         )
         image_sum = head_cross_entropy(
-            hidden[:, length:].flatten(0, 1), self.model.image_head, batch["image"].flatten(), self._runtime
+            hidden[:, length:].flatten(0, 1), self.model.image_vectors(), batch["image"].flatten(), self._runtime
         )
         text_loss = text_sum / batch["num_text"].clamp(min=1)
         image_loss = image_sum / (self._config.optim.batch_size * batch["image"].shape[1])

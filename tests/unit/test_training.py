@@ -192,7 +192,7 @@ def test_chunked_cross_entropy_equals_torch() -> None:
     hidden = torch.randn(13, 8, requires_grad=True)
     head = torch.nn.Linear(8, 11, bias=False)
     targets = torch.randint(0, 11, (13,))
-    (head_cross_entropy(hidden, head, targets, Runtime(), chunk=4) / 13 * 3).backward()
+    (head_cross_entropy(hidden, head.weight, targets, Runtime(), chunk=4) / 13 * 3).backward()
     got = (hidden.grad.clone(), head.weight.grad.clone())
     hidden.grad = head.weight.grad = None
     (torch.nn.functional.cross_entropy(head(hidden), targets) * 3).backward()
