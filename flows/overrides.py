@@ -106,7 +106,11 @@ def override(config: PipelineConfig, assignments: Iterable[str]) -> PipelineConf
 def _explain(error: ValidationError, located: dict[tuple[str, ...], tuple[str, FieldInfo]]) -> str:
     problem = error.errors()[0]
     where = tuple(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
     for full, (assignment, field) in located.items():
         if where[: len(full)] == full:
-            return f"--set {assignment}: {problem['msg']}; allowed: {allowed_range(field)}. {field.description or ''}".strip()
-    return f"{'.'.join(where) or 'config'}: {problem['msg']} (given {problem['input']!r})" if where else f"{problem['msg']}"
+            return f"--set {assignment}: {message}; allowed: {allowed_range(field)}. {field.description or ''}".strip()
+    # A rule about several keys of a section speaks of the section: name the keys that were set in it.
+    within = [assignment for full, (assignment, _) in located.items() if full[: len(where)] == where]
+    named = "--set " + " --set ".join(within) if within else ".".join(where) or "config"
+    return f"{named}: {message}"
