@@ -217,6 +217,16 @@ def _publish_average(run: _Run) -> None:
     run.network.eval()
 
 
+def training_bytes(network: nn.Module, optim: OptimConfig) -> int:
+    """Bytes that training holds whatever the batch: float32 weights, gradients, optimiser slots, average, one checkpoint.
+
+    Activations are left out: they shrink with the micro-batch, which is halved until it fits.
+    """
+    values = sum(p.numel() for p in network.parameters())
+    copies = 2 + (2 if optim.optimizer == "adamw" else 1.5) + (1 if optim.ema else 0)
+    return int(values * 4 * copies)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     text = str(error).lower()

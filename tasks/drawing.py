@@ -15,6 +15,7 @@ from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
 from dalle_model.tokenizers.base import ImageTokenizer
 from tasks.artifacts import Manifest
+from tasks.devices import preflight
 from tasks.encode_images import load_tokenizer
 from tasks.job import Job
 
@@ -43,7 +44,11 @@ class Painter:
     def tokens(
         self, requests: Sequence[Request], batch_size: int, progress: Callable[[int, int], None] | None = None
     ) -> npt.NDArray[np.uint16]:
-        """Image tokens, uint16 [n, N]."""
+        """Image tokens, uint16 [n, N]. Raises DeviceError when a batch's cache of keys and values cannot fit."""
+        shape, config = self.model.shape, self.model.config
+        rows = batch_size * (2 if self.sampler.guidance != 1.0 else 1)
+        positions = shape.max_text_tokens + shape.num_image_tokens
+        preflight(self.runtime, 2 * rows * positions * config.dim * config.depth * self.runtime.dtype.itemsize, f"drawing {batch_size} pictures at once")
         return draw(self.model, requests, self.sampler, self.runtime, batch_size, progress)
 
     @torch.inference_mode()

@@ -148,6 +148,8 @@ def run_step(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], s
     reused = manifest is not None
     if manifest is None:
         listen({"event": "start", "stage": stage.name, "fingerprint": planned.fingerprint, "decision": decision})
+        if not store.probe().create_only:
+            listen({"event": "log", "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten"})
         launch(_spec(planned, settings, decision), settings, listen, ranks=settings.ranks if stage.distributed else 1)
         manifest = store.find(stage.name, planned.fingerprint)
         if manifest is None:

@@ -15,8 +15,9 @@ from dalle_model.config import OptimConfig
 from dalle_model.errors import CorruptObject
 from dalle_model.objectives import Objective
 from dalle_model.runtime import Runtime
-from dalle_model.training import FitResult, TrainingStopped, fit
+from dalle_model.training import FitResult, TrainingStopped, fit, training_bytes
 from tasks.artifacts import ObjectRef, Part
+from tasks.devices import preflight
 from tasks.faults import fault_point
 from tasks.job import Job, StopRequested
 
@@ -47,6 +48,7 @@ def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, 
     def save(state: TrainState) -> None:
         _save(job, state, optim.keep_checkpoints)
 
+    preflight(runtime, training_bytes(objective.network, optim), f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters")
     resume = newest_checkpoint(job)
     if resume is not None:
         job.log(f"goes on from the checkpoint at step {resume.step} of {optim.steps}")
