@@ -1,10 +1,11 @@
 """The flow of each stage, by the stage's name."""
 
-from prefect import Flow
+from collections.abc import Callable
+from typing import Any
 
 from flows import dataset, evaluation, generation, training
 
-FLOWS: dict[str, Flow] = {  # type: ignore[type-arg]
+FLOWS: dict[str, Callable[..., Any]] = {
     "ingest": dataset.ingest,
     "curate": dataset.curate,
     "fit-tokenizer": training.fit_tokenizer,

@@ -60,11 +60,17 @@ def start_prefect(*arguments: str, log: Path, environment: Mapping[str, str]) ->
     ``environment`` is laid over ours without PREFECT_API_URL: in a server's environment it would point the UI
     elsewhere; a worker is given its own.
     """
-    env = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL")}
-    env |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"} | environment
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PREFECT_API_URL", "PREFECT_UI_API_URL", "PREFECT_SERVER_UI_API_URL")
+    }
+    env |= {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **environment}
     log.parent.mkdir(parents=True, exist_ok=True)
     mode = "wb" if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES else "ab"
     with log.open(mode) as sink:
         command = [sys.executable, "-m", "flows.guarded", str(os.getpid()), *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env, start_new_session=True
+        )
     return Child(process, log)

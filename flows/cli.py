@@ -344,7 +344,7 @@ def deploy(store: Store = DEFAULT_STORE, debug: Debug = False) -> None:
     """Create the work pool, all deployments and the crash detector on the configured Prefect API."""
     from flows import deployments
 
-    for line in deployments.deploy(store=str(Path(store).absolute()) if "://" not in store else store):
+    for line in deployments.deploy(store=store):
         print(line)
 
 
@@ -353,12 +353,13 @@ def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the Prefect UI and API.")] = 4200,
     store: Store = DEFAULT_STORE,
+    home: Annotated[Optional[Path], typer.Option("--home", metavar="DIR", help="Folder of Prefect's database; PREFECT_HOME, or a folder of ours where that is not set.")] = None,  # noqa: UP045 - typer
     debug: Debug = False,
 ) -> None:
     """Server, worker and deployments on this machine, until Ctrl-C."""
-    from flows import deployments
+    from flows.up import up as run_server_and_worker
 
-    deployments.up(host=host, port=port, store=str(Path(store).absolute()) if "://" not in store else store)
+    run_server_and_worker(host=host, port=port, store=store, home=home)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,21 +1,42 @@
 """Batch generation: by hand, from the UI, or on a schedule."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import get_run_context
+from prefect.states import Completed
 
 from dalle_model.config import GenerateConfig
+from dalle_model.errors import RefNotFound
 from flows.settings import settings_for
 from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
 @flow(name="generate", log_prints=True)
-def generate(model: str = "production", config: GenerateConfig = GenerateConfig(), store: str = "") -> StepResult:  # noqa: B008
+def generate(
+    model: str = "production",
+    config: GenerateConfig = GenerateConfig(),  # noqa: B008 - frozen
+    store: str = "",
+) -> StepResult | State[None]:
     """Draw pictures for a list of prompts.
 
     Args:
-        model: Reference of the model; the name is resolved once, when the run starts.
+        model: Reference of the model: fingerprint, unique prefix, manifest URI or name. A name is resolved once, when the run starts.
         config: Prompts, pictures per prompt, seed and sampler.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
     s = settings_for(store)
-    return prefect_tasks.generate(config, s, model=input_ref(s, model, "model"))
+    try:
+        ref = input_ref(s, model, "model")
+    except RefNotFound as error:
+        if not _is_scheduled():
+            raise
+        return Completed(
+            name="Skipped", message=f"nothing drawn: {error}"
+        )  # a schedule that waits for its first model is well
+    return prefect_tasks.generate(config, s, model=ref)
+
+
+def _is_scheduled() -> bool:
+    run = getattr(get_run_context(), "flow_run", None)
+    return bool(run and run.auto_scheduled)

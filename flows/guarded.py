@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -20,11 +21,9 @@ def end_tree(root: psutil.Process, grace_s: float, *, include_root: bool = True)
     """End every descendant of ``root``, deepest sessions included: SIGTERM, ``grace_s`` seconds, then SIGKILL."""
     known: dict[int, psutil.Process] = {}
     for send, wait_s in ((psutil.Process.terminate, grace_s), (psutil.Process.kill, 5.0)):
-        try:
+        with suppress(psutil.NoSuchProcess):
             # Asked again before the kill: a process may have started another one in the meantime.
             known |= {child.pid: child for child in root.children(recursive=True)}
-        except psutil.NoSuchProcess:
-            pass
         targets = [process for process in known.values() if process.is_running()]
         targets += [root] if include_root and root.is_running() else []
         for process in targets:

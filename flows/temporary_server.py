@@ -19,10 +19,16 @@ from flows import prefect_home
 from flows.children import Child, start_prefect
 from flows.prefect_home import HomeLease
 
+TAG = "dalle"  # on every run of ours: the crash detector looks at these only
+HEARTBEAT_S = 30
 START_DEADLINE_S = 180.0  # a fresh database takes 3 s to migrate on a quiet machine, 30 s on a busy one
 
 # Nothing of these commands phones home.
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
 
 
 @dataclass
@@ -53,7 +59,11 @@ def configured_api() -> str:
     """
     if _planned:
         return ""
-    return os.environ.get("PREFECT_API_URL") or prefect_home.profile_api() or prefect_home.announced_api(prefect_home.default_home())
+    return (
+        os.environ.get("PREFECT_API_URL")
+        or prefect_home.profile_api()
+        or prefect_home.announced_api(prefect_home.default_home())
+    )
 
 
 def api_is_configured() -> bool:
@@ -67,7 +77,7 @@ def prepare_environment(debug: bool) -> None:
     Unless ``debug``, Prefect is silent on the terminal: our own display and one-line errors speak. The log in the UI
     is complete either way.
     """
-    for name, value in QUIET.items():
+    for name, value in (QUIET | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}).items():
         os.environ.setdefault(name, value)
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -96,9 +106,14 @@ def prefect_api() -> Iterator[str]:
     if _planned:
         _start(_planned[0])
     elif not prefect_home.is_healthy(url, timeout_s=10.0):
-        raise ServerError(f"the Prefect API {url} does not answer; start it, e.g. with `dalle up`, or unset PREFECT_API_URL to run without a lasting server")
+        raise ServerError(
+            f"the Prefect API {url} does not answer; start it, e.g. with `dalle up`, or unset PREFECT_API_URL to run without a lasting server"
+        )
+    from prefect import tags
+
     try:
-        yield url
+        with tags(TAG):
+            yield url
     except DalleError:
         raise
     except Exception as error:
@@ -112,9 +127,18 @@ def in_words(error: Exception, url: str) -> ServerError | None:
     text = str(error)
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if status in (401, 403):
-        return ServerError(f"the Prefect API {url} refuses us ({status}); set PREFECT_API_AUTH_STRING or PREFECT_API_KEY to its credentials")
-    if "Failed to reach API" in text or type(error).__name__ in ("ConnectError", "ConnectTimeout", "ReadTimeout", "RemoteProtocolError"):
-        return ServerError(f"the Prefect API {url} stopped answering ({type(error).__name__}); finished steps are kept, run the same command again")
+        return ServerError(
+            f"the Prefect API {url} refuses us ({status}); set PREFECT_API_AUTH_STRING or PREFECT_API_KEY to its credentials"
+        )
+    if "Failed to reach API" in text or type(error).__name__ in (
+        "ConnectError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "RemoteProtocolError",
+    ):
+        return ServerError(
+            f"the Prefect API {url} stopped answering ({type(error).__name__}); finished steps are kept, run the same command again"
+        )
     return None
 
 
@@ -126,7 +150,9 @@ def _start(temporary: _Temporary) -> None:
         # While another command uses the home, this run is recorded in a throwaway one; its artifacts are as lasting.
         temporary.lease = temporary.lease or prefect_home.lease(home) or prefect_home.throwaway()
     except OSError as error:
-        raise ServerError(f"Prefect's folder {home} cannot be written ({error.strerror}); set PREFECT_HOME to a folder that can") from None
+        raise ServerError(
+            f"Prefect's folder {home} cannot be written ({error.strerror}); set PREFECT_HOME to a folder that can"
+        ) from None
     check_database(temporary.lease.home)
     if temporary.held:
         port = temporary.held.getsockname()[1]
@@ -134,9 +160,15 @@ def _start(temporary: _Temporary) -> None:
         temporary.held = None
     else:
         port = int(temporary.url.rsplit(":", 1)[1].removesuffix("/api"))
-    environment = QUIET | {"PREFECT_HOME": str(temporary.lease.home), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
+    environment = QUIET | {
+        "PREFECT_HOME": str(temporary.lease.home),
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+    }
     log = temporary.lease.home / "temporary-server.log"
-    temporary.child = start_prefect("server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui", log=log, environment=environment)
+    temporary.child = start_prefect(
+        "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui", log=log, environment=environment
+    )
     wait_until_healthy(temporary.child, temporary.url, START_DEADLINE_S)
 
 
@@ -148,7 +180,9 @@ def wait_until_healthy(child: Child, url: str, deadline_s: float) -> None:
     how = f"did not answer within {deadline_s:.0f} s" if child.alive else f"ended with exit code {child.returncode}"
     reason = child.last_line()
     child.stop(grace_s=5.0)
-    raise ServerError(f"Prefect's server {how}{': ' + reason if reason else ''}; its log is {child.log}. `dalle doctor` checks the installation")
+    raise ServerError(
+        f"Prefect's server {how}{': ' + reason if reason else ''}; its log is {child.log}. `dalle doctor` checks the installation"
+    )
 
 
 def check_database(home: Path) -> None:
@@ -162,4 +196,6 @@ def check_database(home: Path) -> None:
             connection.execute("select count(*) from sqlite_master").fetchone()
             connection.close()
     except sqlite3.DatabaseError as error:
-        raise ServerError(f"Prefect's database {path} is damaged ({error}); move it away, it holds the history of runs and no artifact") from None
+        raise ServerError(
+            f"Prefect's database {path} is damaged ({error}); move it away, it holds the history of runs and no artifact"
+        ) from None

@@ -1,0 +1,184 @@
+"""Put the deployments of ``infra/prefect.yaml`` on a Prefect API, with the work pool and the crash detector they need."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_model.config import GenerateConfig
+from dalle_model.errors import DalleError, ServerError
+from flows import prefect_home, presets
+from flows.temporary_server import HEARTBEAT_S, QUIET, TAG, configured_api, in_words
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+POOL = "dalle"
+CRASH_DETECTOR = "Crash runs without a heartbeat"
+EXAMPLE_PROMPTS = ("red heart", "clown face", "woman firefighter: medium skin tone", "a green apple")
+
+
+def values() -> dict[str, Any]:
+    """The build step of ``prefect.yaml``: what its ``{{ dalle.* }}`` stand for."""
+    from tasks.settings import Settings
+
+    return {
+        "store": absolute(Settings().store),
+        "quickstart": presets.quickstart().model_dump(mode="json"),
+        "tiny": presets.tiny().model_dump(mode="json"),
+        "prompts": GenerateConfig(prompts=EXAMPLE_PROMPTS).model_dump(mode="json"),
+    }
+
+
+def absolute(store: str) -> str:
+    """A store that means the same from any folder: a worker runs each flow in a folder of its own."""
+    return store if "://" in store else str(Path(store).expanduser().absolute())
+
+
+def definition_file() -> Path:
+    """``prefect.yaml``: inside the installed package, or in ``infra`` of a source tree."""
+    here = Path(__file__).parent
+    for path in (here / "prefect.yaml", here.parent / "infra" / "prefect.yaml"):
+        if path.is_file():
+            return path
+    raise ServerError(f"prefect.yaml is neither in {here} nor in {here.parent / 'infra'}; install the package again")
+
+
+def deploy(*, store: str, api_url: str = "") -> list[str]:
+    """Create or update work pool, deployments and crash detector on ``api_url`` or the configured API.
+
+    Returns a line for each thing that is there afterwards. Raises ServerError when the API does not answer or refuses.
+    """
+    url = api_url or configured_api()
+    if not url:
+        raise ServerError(
+            "no Prefect API is configured; start one on this machine with `dalle up`, or name yours with PREFECT_API_URL"
+        )
+    if not prefect_home.is_healthy(url, timeout_s=10.0):
+        raise ServerError(
+            f"the Prefect API {url} does not answer; start it with `dalle up`, or correct PREFECT_API_URL"
+        )
+    os.environ.update(QUIET | {"PREFECT_API_URL": url, "DALLE_STORE": absolute(store)})
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            _create_pool(client)
+            _deploy_all()
+            names = _deployed(client)
+            _create_crash_detector(client)
+    except DalleError:
+        raise
+    except Exception as error:
+        raise in_words(error, url) or error from error
+    return [
+        f"work pool {POOL}",
+        *(f"deployment {name}" for name in names),
+        f"automation {CRASH_DETECTOR!r}",
+        f"artifacts go to {absolute(store)}",
+    ]
+
+
+def _create_pool(client: "SyncPrefectClient") -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=POOL,
+                type="process",
+                base_job_template=template,
+                description="Flows as processes on the worker's machine",
+            )
+        )
+        return
+    if pool.type != "process":
+        raise ServerError(
+            f"the work pool {POOL} is there already with type {pool.type}, but process is needed; rename or delete it with `prefect work-pool delete {POOL}`"
+        )
+
+
+def _deploy_all() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--all",
+        "--prefect-file",
+        str(definition_file()),
+    ]
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "COLUMNS": "200"}
+    with tempfile.TemporaryDirectory() as folder:  # Prefect looks round in the current folder; it shall find nothing
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        told = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        error = ServerError(
+            f"the deployments were refused: {told[-1] if told else f'exit code {done.returncode}'}; --debug shows the whole answer"
+        )
+        error.add_note(done.stdout + done.stderr)
+        raise error
+
+
+def _deployed(client: "SyncPrefectClient") -> list[str]:
+    from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+
+    found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}" for d in found)
+
+
+def _create_crash_detector(client: "SyncPrefectClient") -> None:
+    """An automation: a run of ours that sent a heartbeat and then none for three periods is marked Crashed.
+
+    Without it a run whose machine died stays Running for ever, and keeps its place in a concurrency limit. It looks
+    at runs with our tag only: others send heartbeats every 180 s and would be crashed while they are well.
+    """
+    from prefect.automations import AutomationCore
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    wanted = AutomationCore(
+        name=CRASH_DETECTOR,
+        description="No heartbeat for 90 s: the process or its machine died. Running the flow again continues where it was.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={
+                "prefect.flow-run.heartbeat",
+                *(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")),
+            },
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
+            ),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=3 * HEARTBEAT_S),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message="no heartbeat for 90 s: the process or its machine died; run it again to go on",
+            )
+        ],
+    )
+    there = client.read_automations_by_name(CRASH_DETECTOR)
+    if there:
+        client.update_automation(there[0].id, wanted)
+    else:
+        client.create_automation(wanted)
