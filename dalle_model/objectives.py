@@ -162,8 +162,8 @@ def validation_losses(model: Dalle, rows: TokenRows, runtime: Runtime, limit: in
         with runtime.autocast():
             hidden = model(text, image)
             targets = text_targets(text)
-            text_sum += float(head_cross_entropy(hidden[:, :length][targets], model.text_head, text[targets], runtime))
-            image_sum += float(head_cross_entropy(hidden[:, length:].flatten(0, 1), model.image_head, image.flatten(), runtime))
+            text_sum += float(head_cross_entropy(hidden[:, :length][targets], model.text_head.weight, text[targets], runtime))
+            image_sum += float(head_cross_entropy(hidden[:, length:].flatten(0, 1), model.image_head.weight, image.flatten(), runtime))
         num_text += float(targets.sum())
         num_image += image.numel()
     return text_sum / max(num_text, 1), image_sum / max(num_image, 1)
