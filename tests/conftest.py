@@ -1,0 +1,95 @@
+"""What all tests share: isolation from the machine they run on, the markers, and one undisturbed tiny run."""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.tiny import TinyRun
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `from support...`, also under --import-mode=importlib
+
+_FOREIGN = ("DALLE_", "PREFECT_", "AWS_")  # settings of the person who runs the tests must not reach them
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--slow``."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of our own for everything that is written outside a test's folder, before Prefect is imported."""
+    for name in [n for n in os.environ if n.startswith(_FOREIGN)]:
+        del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="dalle-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ |= {
+        "PREFECT_HOME": str(home / "prefect"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "XDG_DATA_HOME": str(home / "data"),
+        "XDG_CONFIG_HOME": str(home / "config"),
+        "HF_HOME": str(home / "huggingface"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "DALLE_SPOOL": str(home / "spool"),
+        # Bit-exact results are promised for one number of threads; one is fastest at these sizes on a shared machine.
+        "DALLE_THREADS": "1",
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine or this run does not cover, with the reason."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were skipped for which reason: a skip is never silent."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[text.removeprefix("Skipped: ")] += 1
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Connections leave this machine for no test; a try is an error that names the address."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if host and host not in ("localhost", "::1") and not str(host).startswith("127."):
+            raise PermissionError(f"a test tried to reach {host}; tests use no network")
+        connect(self, address)  # type: ignore[arg-type]
+
+    socket.socket.connect = guarded  # type: ignore[method-assign, assignment]
+    yield
+    socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> "TinyRun":
+    """The tiny chain, run once as plain functions and never disturbed. Nobody writes to its store: ``copy`` it."""
+    from support.tiny import run_once
+
+    return run_once(tmp_path_factory.mktemp("tiny") / "artifacts")
