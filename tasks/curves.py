@@ -6,7 +6,7 @@ The PNG is drawn with Pillow alone. Equal data gives equal bytes.
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
@@ -39,9 +39,9 @@ class Curve:
 
 
 def curves_of(
-    columns: Mapping[str, Sequence[float | None]], references: Sequence[tuple[str, float]] = ()
+    columns: Mapping[str, Sequence[float | None]], references: Sequence[tuple[str, float]] = (), *, title: str = "Loss"
 ) -> tuple[Curve, ...]:
-    """The curves of a training table: all losses in one plot with ``references``, every other column in its own.
+    """The curves of a training table: all losses in one plot, first, with ``references``; every other column in its own.
 
     ``columns`` has ``step`` and numeric columns of equal length; gaps are None. Columns without two finite values, and
     columns that never change, say nothing and are left out.
@@ -58,7 +58,9 @@ def curves_of(
             losses.append(series)
         else:
             others.append(Curve(series.name, (series,)))
-    loss = [Curve("Loss", tuple(losses), tuple(references), unit="nats" if references else "")] if losses else []
+    if len(losses) > 1:
+        losses = [replace(series, name="total") if series.name == "loss" else series for series in losses]
+    loss = [Curve(title, tuple(losses), tuple(references), unit="nats" if references else "")] if losses else []
     return (*loss, *others)
 
 

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from tasks.curves import Curve, curve_svg, number
 
 Verdict = Literal["good", "fair", "poor", ""]
+Better = Literal["higher", "lower", ""]
 SHOWN_SAMPLES = 24  # of a sheet; the rest is folded away
 SHOWN_TAGS = 40
 MAX_PER_ROW = 6
@@ -55,7 +57,7 @@ class Metric:
     name: str
     value: float | None
     unit: str = ""
-    better: Literal["higher", "lower", ""] = ""
+    better: Better = ""
     low: float | None = None
     high: float | None = None
     previous: float | None = None
@@ -191,7 +193,8 @@ class _Card:
     tags: list[str]
     sha: str
     drawn: list[_Drawn] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # distinct reasons
+    remarks: list[str] = field(default_factory=list)  # distinct reasons of drawn rows, such as a cut caption
 
     def data(self) -> dict[str, Any]:
         """What the page's script knows. Seeds are 64 bits: as text they survive JavaScript, whose numbers hold 53."""
@@ -206,8 +209,11 @@ def _cards(rows: Iterable[Mapping[str, Any]]) -> tuple[list[_Card], list[dict[st
     for row in rows:
         key = (row["prompt"], row["tags"])
         card = cards.setdefault(key, _Card(row["prompt"], tags_of(row["tags"]), row["prompt_sha256"]))
+        reasons = card.remarks if row["status"] == "drawn" else card.refused
+        reason = row["reason"] or ("" if row["status"] == "drawn" else "no reason was recorded")
+        if reason and reason not in reasons:
+            reasons.append(reason)
         if row["status"] != "drawn":
-            card.refused.append(row["reason"])
             continue
         by = made_by.setdefault((row["model"], row["sampler"], row["code_version"]), len(made_by))
         card.drawn.append(_Drawn(data_uri(row["image"]), row["index"], row["seed"], by))
@@ -259,6 +265,7 @@ def _text(name: str) -> str:
     return files("tasks").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

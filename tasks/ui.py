@@ -26,7 +26,8 @@ from prefect.logging import get_run_logger
 
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.curves import curve_png, curves_of, number
-from tasks.pages import data_uri, shown, words
+from tasks.figures import metrics_of
+from tasks.pages import Metric, data_uri, shown, words
 from tasks.store import Store
 
 MAX_PICTURE_BYTES = 150_000  # encoded; a third more as base64
@@ -110,6 +111,8 @@ def _summary_card(manifest: Manifest, store: Store, decision: str) -> Card:
     if decision:
         rows.append(("This run", escaped(decision)))
     rows += [("Rows", f"{manifest.rows:,}"), ("Size", _size(manifest.bytes))]
+    if isinstance(facts.get("peak_rss_bytes"), int):
+        rows.append(("Peak memory", _size(facts["peak_rss_bytes"])))
     shown_facts = [name for name in ("seconds", "device", "dtype", "host") if name in facts]
     rows += [(name.capitalize(), escaped(_plain(facts[name]))) for name in shown_facts]
     rows += [(f"Input {escaped(i.name)}", f"{escaped(i.step)} `{i.fingerprint[:12]}`") for i in manifest.inputs]
@@ -164,11 +167,21 @@ def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | Non
     found = manifest.objects_of("metrics")
     if not found:
         return None
-    rows = _figures(json.loads(store.read(found[0])))
+    document = json.loads(store.read(found[0]))
+    figures = {
+        name: value for name, value in document.get("metrics", document).items() if isinstance(value, int | float)
+    }
+    rows = [
+        (escaped(m.name), _with_interval(m), escaped(m.better or "–"), escaped(m.meaning)) for m in metrics_of(figures)
+    ]
     parts = ["## What the model can do"]
     if isinstance(manifest.stats.get("summary"), str):
         parts.append(escaped(manifest.stats["summary"]))
-    parts.append(_table(("Figure", "Value"), rows, right=(1,)))
+    parts.append(_table(("Figure", "Value", "Better is", "What it means"), rows, right=(1,)))
+    protocol = document.get("protocol")
+    if isinstance(protocol, Mapping):
+        told = [(escaped(words(name)), escaped(_plain(value))) for name, value in _flat(protocol)]
+        parts += ["### How it was measured", _table(("What", "How"), told)]
     reports = [("report", store.url(o.key)) for o in manifest.objects_of("report")]
     if reports:
         parts += [
@@ -176,6 +189,14 @@ def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | Non
             _paths(reports),
         ]
     return Card(key_of(manifest.step, "metrics"), f"{len(rows)} figures", "\n\n".join(parts))
+
+
+def _with_interval(metric: Metric) -> str:
+    if metric.value is None:
+        return "–"
+    bounds = [number(bound) for bound in (metric.low, metric.high) if bound is not None]
+    interval = f" [{', '.join(bounds)}]" if bounds else ""
+    return escaped(f"{number(metric.value)} {metric.unit}".rstrip() + interval)
 
 
 def _curve_card(manifest: Manifest, store: Store, decision: str) -> Card | None:
@@ -227,13 +248,11 @@ def small_picture(image: bytes, limit: int = MAX_PICTURE_BYTES) -> bytes:
 
 
 def _flat(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Scalars of nested mappings under dotted names. A mapping with ``value`` is one figure with its interval."""
+    """Scalars of nested mappings under dotted names, without those that have a card of their own."""
     for name, value in stats.items():
         if not prefix and name in _SPOKEN_FOR:
             continue
-        if isinstance(value, Mapping) and "value" in value:
-            yield prefix + name, value
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, bool | int | float | str):
             yield prefix + name, value
@@ -246,11 +265,8 @@ def _figures(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        bounds = [bound for name in ("low", "high") if isinstance(bound := value.get(name), int | float)]
-        return _plain(value["value"]) + (f" [{number(bounds[0])}, {number(bounds[1])}]" if len(bounds) == 2 else "")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
+        return str(value)
     return number(value)
 
 

@@ -134,6 +134,17 @@ def test_a_refused_prompt_is_a_row_with_its_reason():
     assert data_of(page)["cards"][0]["pictures"] == []
 
 
+def test_refusals_of_every_picture_of_a_prompt_are_said_once():
+    refused = [row("forbidden", i, reason="blocked_word") for i in range(4)]
+    assert gallery(*refused).decode().count("blocked word") == 1
+
+
+def test_a_drawn_picture_may_carry_a_remark():
+    page = gallery(row("a long one", image=picture("red", "ring")) | {"reason": "cut to 32 tokens"})
+    assert Walk(page).text["remark"] == [""] and "cut to 32 tokens" in page.decode()
+    assert "refusal" not in Walk(page).text
+
+
 def test_pictures_that_are_none_are_said_to_be_none():
     assert "not a picture" in gallery(row("x", image=b"GARBAGE")).decode()
     assert data_uri(b"<svg onload=alert(1)>") == ""

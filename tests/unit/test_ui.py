@@ -91,15 +91,22 @@ def test_a_trained_artifact_shows_its_curve_as_a_picture(store):
 
 
 def test_an_evaluation_shows_its_figures_with_intervals_and_where_the_report_is(store):
-    figures = {"recognisability": {"value": 0.74, "low": 0.65, "high": 0.82}, "heldout": {"psnr": 24.123456}}
+    figures = {
+        "recognisability": 0.74,
+        "recognisability_low": 0.65,
+        "recognisability_high": 0.82,
+        "loss_image_valid": 4.123456,
+    }
+    document = {"metrics": figures, "protocol": {"seed": 3, "sampler": {"top_k": 7}}}
     objects = (
-        store.put(json.dumps(figures).encode(), ext="json", role="metrics"),
+        store.put(json.dumps(document).encode(), ext="json", role="metrics"),
         store.put(b"<html>", ext="html", role="report"),
     )
     markdown = cards(manifest(*objects, step="evaluate", kind="evaluation"), store)["evaluate-metrics"].markdown
     text = MarkdownIt("commonmark").enable("table").render(markdown)
     assert "<td>recognisability</td>" in text and "0.74 [0.65, 0.82]" in text
-    assert "<td>heldout: psnr</td>" in text and "24.12" in text
+    assert "<td>loss image, validation</td>" in text and "4.123 nats" in text
+    assert "<td>sampler: top k</td>" in text
     assert store.url(objects[1].key) in text
 
 

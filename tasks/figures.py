@@ -1,0 +1,84 @@
+"""What each figure means in plain words, its unit, and which way is better. The report and the Prefect UI ask here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tasks.pages import Better, Metric
+
+
+@dataclass(frozen=True)
+class _Known:
+    better: Better
+    meaning: str
+    unit: str = ""
+
+
+_KNOWN: dict[str, _Known] = {
+    "recognisability": _Known(
+        "higher", "Share of captions whose drawing is nearer to its own original than to any other training picture."
+    ),
+    "recognisability_of_reconstructions": _Known(
+        "higher",
+        "The same for originals sent through the tokenizer and back: the most that any model could reach with this tokenizer.",
+    ),
+    "distance_to_own_picture": _Known(
+        "lower", "Mean squared difference between a drawing and its original; colours run from 0 to 1."
+    ),
+    "loss_image": _Known(
+        "lower",
+        "How surprised the model is by each image token. A model that learned nothing stands at ln(vocabulary).",
+        "nats",
+    ),
+    "loss_text": _Known("lower", "How surprised the model is by each word piece of a caption.", "nats"),
+    "bits_per_pixel": _Known(
+        "lower", "Surprise by whole pictures, spread over their pixels; comparable between tokenizers.", "bits"
+    ),
+    "reconstruction_psnr": _Known(
+        "higher", "How close a picture is to itself after it was turned into tokens and back.", "dB"
+    ),
+    "round_trip_psnr": _Known(
+        "higher", "How close a picture is to itself after it was turned into tokens and back.", "dB"
+    ),
+    "psnr": _Known("higher", "How close a picture is to itself after it was turned into tokens and back.", "dB"),
+    "ssim": _Known("higher", "Likeness of structure between a picture and its reconstruction; 1 is the same."),
+    "perplexity": _Known(
+        "higher", "How many of the tokenizer's codes carry the load; few mean that pictures look alike to it."
+    ),
+    "dead_codes": _Known("lower", "Codes of the tokenizer that no picture uses."),
+}
+_SPLITS = {
+    "train": ("training", "Measured on rows it was trained on."),
+    "valid": ("validation", "Measured on rows it was not trained on."),
+    "heldout": ("new combinations", "Measured on compositions that were kept out of training."),
+    "test": ("test", "Measured on rows that nothing was chosen by."),
+}  # fmt: skip
+
+
+def metrics_of(
+    figures: Mapping[str, float], *, previous: Mapping[str, float] | None = None, protocol: str = ""
+) -> tuple[Metric, ...]:
+    """Rows of the table from flat figures: ``x_low`` and ``x_high`` become the interval of ``x``, known names are explained.
+
+    ``previous`` has the same figures of the model before. Names that are not known are shown without an explanation.
+    """
+    bounds = {name for x in figures for name in (f"{x}_low", f"{x}_high")} & figures.keys()
+    return tuple(_metric(name, figures, previous or {}, protocol) for name in figures if name not in bounds)
+
+
+def _metric(name: str, figures: Mapping[str, float], previous: Mapping[str, float], protocol: str) -> Metric:
+    base, _, split = name.rpartition("_")
+    if name in _KNOWN or split not in _SPLITS:
+        base, split = name, ""
+    known = _KNOWN.get(base, _Known("", ""))
+    where, said = _SPLITS.get(split, ("", ""))
+    return Metric(
+        name=base.replace("_", " ") + (f", {where}" if where else ""),
+        value=figures[name],
+        unit=known.unit,
+        better=known.better,
+        low=figures.get(f"{name}_low"),
+        high=figures.get(f"{name}_high"),
+        previous=previous.get(name),
+        meaning=" ".join(part for part in (known.meaning, said) if part),
+        protocol=protocol,
+    )
