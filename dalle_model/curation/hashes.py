@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ def near_pairs(hashes: UInt64Array, bits: int) -> Iterator[tuple[npt.NDArray[np.
         return
     matched = min(range(1, 5), key=lambda m: _cost(len(hashes), bits, m))
     edges = np.linspace(0, 64, bits + matched + 1).astype(int)
-    masks = [sum(1 << bit for bit in range(low, high)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
     for chosen in combinations(masks, matched):
         keys = hashes & np.uint64(sum(chosen))
         order = np.argsort(keys, kind="stable")

@@ -144,8 +144,7 @@ def _refuse_empty(selection: Selection, config: CurateConfig) -> None:
         )
     splits = selection.splits()
     if not splits["train"]:
-        shares = f"curate.valid_share = {config.valid_share:g}, test_share = {config.test_share:g}"
         others = ", ".join(f"{count} {name}" for name, count in splits.items() if count)
         raise DataError(
-            f"no training pair is left of {int(selection.kept.sum())} kept ones ({others}); lower {shares}, narrow curate.holdout_pattern, or bring more pairs"
+            f"no training pair is left of {int(selection.kept.sum())} kept ones ({others}); lower curate.valid_share ({config.valid_share:g}) or test_share ({config.test_share:g}), narrow curate.holdout_pattern, or bring more pairs"
         )

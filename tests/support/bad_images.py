@@ -37,7 +37,12 @@ def photo(width: int = 160, height: int = 120, seed: int = 0) -> Image.Image:
 def corners() -> Image.Image:
     """Four flat quarters: red, green over blue, white. Shows how a picture was turned."""
     pixels = np.zeros((48, 64, 3), np.uint8)
-    pixels[:24, :32], pixels[:24, 32:], pixels[24:, :32], pixels[24:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    pixels[:24, :32], pixels[:24, 32:], pixels[24:, :32], pixels[24:, 32:] = (
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    )
     return Image.fromarray(pixels)
 
 
@@ -64,7 +69,9 @@ def flat_png(width: int, height: int) -> bytes:
     body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts
+    )
 
 
 def tiny_webp_of(width: int, height: int) -> bytes:
@@ -94,10 +101,16 @@ def wide_rgb_png() -> bytes:
 def corpus() -> list[BadFile]:
     """Files that are regular files. See ``build`` for the rest."""
     whole_jpeg, whole_png = encoded(photo(), "JPEG", quality=90), encoded(photo(), "PNG")
-    files = [BadFile("good.jpg", whole_jpeg, KEPT), BadFile("good.png", whole_png, KEPT), BadFile("png_called.jpg", whole_png, KEPT)]
+    files = [
+        BadFile("good.jpg", whole_jpeg, KEPT),
+        BadFile("good.png", whole_png, KEPT),
+        BadFile("png_called.jpg", whole_png, KEPT),
+    ]
     for n in range(1, 21):
         for whole, kind in ((whole_jpeg, "jpg"), (whole_png, "png")):
-            files.append(BadFile(f"cut_{n:02d}.{kind}", whole[: len(whole) * n // 21], ANY if n > 1 else "broken_image"))
+            files.append(
+                BadFile(f"cut_{n:02d}.{kind}", whole[: len(whole) * n // 21], ANY if n > 1 else "broken_image")
+            )
     files += _not_pictures(whole_png) + _modes() + _turned() + _large() + _many_frames() + _profiles(whole_png)
     return files
 
@@ -121,7 +134,11 @@ def _not_pictures(whole_png: bytes) -> list[BadFile]:
         BadFile("noise.tif", b"II*\0" + noise, "broken_image"),
         BadFile("noise.bmp", b"BM" + noise, "broken_image"),
         BadFile("text_bomb.png", encoded(photo(8, 8), "PNG", pnginfo=text_bomb), "broken_image"),
-        BadFile("flipped.png", whole_png[:200] + bytes(b ^ 0xFF for b in whole_png[200:260]) + whole_png[260:], "broken_image"),
+        BadFile(
+            "flipped.png",
+            whole_png[:200] + bytes(b ^ 0xFF for b in whole_png[200:260]) + whole_png[260:],
+            "broken_image",
+        ),
         BadFile("missing_rows.png", png(100, 100, 8, 2, (b"\0" + b"\x80" * 300) * 3), "broken_image"),
         BadFile("zero_px.png", png(0, 10, 8, 2, b""), "broken_image"),
         BadFile("heavy.png", whole_png + b"\0" * 20_000_000, "too_many_bytes"),
@@ -146,7 +163,16 @@ def _modes() -> list[BadFile]:
         BadFile("palette_alpha.png", encoded(palette, "PNG", transparency=3), KEPT),
         BadFile("cmyk.jpg", encoded(photo().convert("CMYK"), "JPEG"), KEPT),
         BadFile("cmyk.tif", encoded(photo().convert("CMYK"), "TIFF"), KEPT),
-        BadFile("lab.tif", encoded(ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"), "TIFF"), KEPT),
+        BadFile(
+            "lab.tif",
+            encoded(
+                ImageCms.profileToProfile(
+                    photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+                ),
+                "TIFF",
+            ),
+            KEPT,
+        ),
         BadFile("float.tif", encoded(nan, "TIFF"), "unsupported_mode"),
         BadFile("int32.tif", encoded(Image.fromarray(np.full((8, 8), -5, np.int32)), "TIFF"), "broken_image"),
         BadFile("lossy.webp", encoded(photo(), "WEBP"), KEPT),
@@ -166,7 +192,9 @@ def _turned() -> list[BadFile]:
     exif = Image.Exif()
     exif[0x0112] = 77
     files.append(BadFile("turned_wrong.jpg", encoded(corners(), "JPEG", exif=exif), KEPT))
-    files.append(BadFile("exif_noise.jpg", encoded(corners(), "JPEG", exif=b"Exif\0\0" + b"II*\0\xff\xff\xff\xff" * 9), KEPT))
+    files.append(
+        BadFile("exif_noise.jpg", encoded(corners(), "JPEG", exif=b"Exif\0\0" + b"II*\0\xff\xff\xff\xff" * 9), KEPT)
+    )
     return files
 
 
@@ -184,7 +212,10 @@ def _large() -> list[BadFile]:
 def _many_frames() -> list[BadFile]:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
     more = {"save_all": True, "append_images": frames[1:]}
-    return [BadFile(f"frames.{ext}", encoded(frames[0], kind, **more), KEPT) for ext, kind in (("gif", "GIF"), ("png", "PNG"), ("webp", "WEBP"), ("tif", "TIFF"))]
+    return [
+        BadFile(f"frames.{ext}", encoded(frames[0], kind, **more), KEPT)
+        for ext, kind in (("gif", "GIF"), ("png", "PNG"), ("webp", "WEBP"), ("tif", "TIFF"))
+    ]
 
 
 def _profiles(whole_png: bytes) -> list[BadFile]:

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from support.bad_images import corners, encoded, flat_png, photo, png, tiny_webp_of, wide_rgb_png
 
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused, decode
-from support.bad_images import corners, encoded, flat_png, photo, png, tiny_webp_of, wide_rgb_png
 
 SETTINGS = DecodeSettings(image_px=64)
 
@@ -92,7 +92,9 @@ def test_cmyk_white_is_white() -> None:
 
 
 def test_colours_are_brought_to_srgb_by_the_profile() -> None:
-    lab = ImageCms.profileToProfile(photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    lab = ImageCms.profileToProfile(
+        photo(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
     assert lab is not None
     shown = pixels(encoded(lab, "TIFF")).astype(int)
     assert np.abs(shown - pixels(encoded(photo(), "PNG"))).mean() < 6

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.bad_images import encoded, flat_png, photo, scan_bomb
 
 from dalle_model.decode_pool import DecodePool, PoolLimits
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
-from support.bad_images import encoded, flat_png, photo, scan_bomb
 
 GOOD = encoded(photo(), "JPEG")
 SETTINGS = DecodeSettings(image_px=32, max_mpx=100)
 
 
-def results(items: list[bytes | Refused], workers: int = 1, limits: PoolLimits | None = None) -> list[Decoded | Refused]:
+def results(
+    items: list[bytes | Refused], workers: int = 1, limits: PoolLimits | None = None
+) -> list[Decoded | Refused]:
     with DecodePool[int](SETTINGS, workers, limits or PoolLimits()) as pool:
         found = list(pool.map(enumerate(items)))
     assert [tag for tag, _, _ in found] == list(range(len(items)))

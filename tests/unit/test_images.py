@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from support.bad_images import encoded, photo
 
 from dalle_model.errors import DataError
 from dalle_model.images import decode_rgb, encode_png, square, stack_squares, to_float, to_uint8
-from support.bad_images import encoded, photo
 
 
 def test_png_bytes_and_arrays_are_inverses() -> None:
@@ -61,7 +61,9 @@ def test_values_outside_are_clipped() -> None:
     assert to_uint8(torch.tensor([-1.0, 0.5, 2.0]).reshape(1, 3, 1, 1)).ravel().tolist() == [0, 128, 255]
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.float32), np.zeros((1, 3, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.float32), np.zeros((1, 3, 4, 4), np.uint8)]
+)
 def test_other_shapes_and_types_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected uint8"):
         to_float(wrong)

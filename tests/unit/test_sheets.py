@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from support.bad_images import encoded, photo
 
 from dalle_model.errors import DataError
 from dalle_model.sheets import contact_sheet
-from support.bad_images import encoded, photo
 
 
 def opened(data: bytes) -> Image.Image:

