@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from dalle_model.errors import StoreError, StoreFull, StoreUnreachable
+from tasks.faults import fault_point
 
 CHUNK_BYTES = 4 * 2**20
 TEMPORARY = ".tmp-"  # a name that starts so is nobody's key: a writer that was killed left it
@@ -43,6 +44,7 @@ class Backend(Protocol):
 
     uri: str
     workers: int  # requests that may run side by side
+    second_looks_s: tuple[float, ...]  # pauses before a record that looks damaged is read again
 
     def get(self, key: str) -> bytes | None:
         """Content, or None when absent."""
@@ -150,6 +152,7 @@ class LocalBackend:
         self.root = Path(os.path.abspath(root))
         self.uri = self.root.as_uri()
         self.workers = 1
+        self.second_looks_s: tuple[float, ...] = ()  # what is damaged here stays damaged
         self._os = system
 
     def path(self, key: str) -> Path:
@@ -271,6 +274,7 @@ class LocalBackend:
     def _fill(self, file: BinaryIO, source: bytes | Path) -> None:
         for block in _blocks_of(source):
             file.write(block)
+        fault_point("store.file_open")
         file.flush()
         self._os.fsync(file.fileno())
 

@@ -163,6 +163,10 @@ class S3Backend:
     """A bucket, or a folder of one. ``patience_s`` bounds how long one request is tried again."""
 
     workers = 8
+    second_looks_s: tuple[float, ...] = (
+        0.05,
+        0.2,
+    )  # damage may happen on the way, and rclone shows files while it writes them
     page_keys = 1000  # of a listing; the most that S3 gives
 
     def __init__(

@@ -409,20 +409,18 @@ class Store:
     # internals
 
     def _parsed(self, key: str, parse: Callable[[bytes], R]) -> R | None:
-        """A small record, None when absent. Read up to three times before it counts as damaged (CorruptObject).
-
-        The way here may be at fault, and rclone's S3 server shows a file while it is being written.
-        """
-        for pause_s in (0.05, 0.2, 0.0):
+        """A small record, None when absent. CorruptObject when it is damaged, at every look."""
+        pauses_s = list(self.backend.second_looks_s)
+        while True:
             data = self.backend.get(key)
             if data is None:
                 return None
             try:
                 return parse(data)
-            except CorruptObject as error:
-                damage = error
-                time.sleep(pause_s)
-        raise damage
+            except CorruptObject:
+                if not pauses_s:
+                    raise
+                time.sleep(pauses_s.pop(0))
 
     def _part(self, fingerprint: str, n: int, quarantined: frozenset[str]) -> Part | None:
         key = self.part_key(fingerprint, n)
