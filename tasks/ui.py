@@ -329,6 +329,12 @@ class ProgressReporter:
         """Take one event of ``tasks.launch``; kinds it does not know are passed over."""
         if not self._active:
             return
+        try:
+            self._take(event)
+        except Exception as error:  # an odd event is no reason to stop the work that it tells of
+            _log("debug", f"an event was not shown: {type(error).__name__}: {error}")
+
+    def _take(self, event: Mapping[str, Any]) -> None:
         kind = event.get("event")
         if kind == "progress":
             self._progress(event)

@@ -66,6 +66,7 @@ def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_e
     @flow
     def run() -> None:
         reporter = ProgressReporter("fit_tokenizer", every_s=0.5)
+        reporter({"event": "progress", "done": None, "total": 1, "unit": "steps"})  # odd: passed over
         for done in range(0, 1001, 10):
             reporter({"event": "progress", "done": done, "total": 1000, "unit": "steps", "figures": {"loss": 1.25}})
             time.sleep(0.01)
