@@ -6,7 +6,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -14,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from dalle_model import errors
 from dalle_model.errors import DalleError, StepFailed, StepTimeout
 from tasks.job import JobSpec
 from tasks.settings import Settings
+from tasks.spool import spool_error, spool_folder
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -53,14 +55,19 @@ def _pump(stream: IO[str], sink: Callable[[str], None]) -> threading.Thread:
 
 
 def stop_group(process: "subprocess.Popen[str]", grace_s: float) -> None:
-    """SIGTERM to the group, SIGKILL after ``grace_s`` seconds; returns when the whole group is gone."""
+    """SIGTERM, SIGKILL after ``grace_s`` seconds; returns when the group and all that it started are gone."""
+    known: dict[int, psutil.Process] = {}
     for sent, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 30.0)):
+        known |= _descendants(process.pid)
+        if sent is signal.SIGKILL:
+            _kill(known)  # the ranks of torchrun are in sessions of their own
         try:
             os.killpg(process.pid, sent)
         except (ProcessLookupError, PermissionError):
             break
         try:
             process.wait(wait_s)
+            break
         except subprocess.TimeoutExpired:
             continue
     # The leader may be gone while a grandchild holds on.
@@ -68,7 +75,23 @@ def stop_group(process: "subprocess.Popen[str]", grace_s: float) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+    _kill(known)
     process.wait()
+
+
+def _descendants(pid: int) -> dict[int, psutil.Process]:
+    try:
+        return {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return {}
+
+
+def _kill(processes: dict[int, psutil.Process]) -> None:
+    for child in processes.values():
+        try:
+            child.kill()  # does nothing to another process that got its number
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _error_of(event: dict[str, Any], stderr: str) -> DalleError:
@@ -88,9 +111,12 @@ def launch(spec: JobSpec, settings: Settings, listener: Listener, *, ranks: int 
     ``settings.deadline_s`` or ``settings.silence_s``, StepFailed when it died without a word. Whatever ends this
     call, KeyboardInterrupt and cancellation included, no process of the group is left.
     """
-    with tempfile.TemporaryDirectory(prefix="dalle-job-") as folder:
-        spec_path = Path(folder) / "spec.json"
-        spec_path.write_text(spec.model_dump_json())
+    with spool_folder(settings.spool, spec.fingerprint) as folder:
+        spec_path = folder / "spec.json"
+        try:
+            spec_path.write_text(spec.model_dump_json())
+        except OSError as error:
+            raise spool_error(settings.spool, error) from error
         process = subprocess.Popen(
             _command(settings, ranks, spec_path),
             stdin=subprocess.DEVNULL,

@@ -5,14 +5,12 @@ when its parent is gone, so a killed step leaves nothing running.
 """
 
 import errno
-import fcntl
 import os
 import platform
 import resource
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -25,6 +23,7 @@ from dalle_model.errors import DalleError, StoreFull
 from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
 from tasks.settings import Settings
+from tasks.spool import make_spool
 from tasks.stages import stage_named
 from tasks.step import load_dotted
 from tasks.store import Store, StoreOptions
@@ -72,25 +71,6 @@ def _tree_rss() -> int:
         except psutil.NoSuchProcess:
             continue
     return total
-
-
-def make_spool(folder: Path, fingerprint: str) -> tuple[Path, IO[str]]:
-    """A private scratch folder whose lock lives as long as this process; folders of dead processes are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("spool-*"):
-        try:
-            with (old / ".lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
-        except FileNotFoundError:
-            if time.time() - old.stat().st_mtime > 3600:  # died between making the folder and its lock
-                shutil.rmtree(old, ignore_errors=True)
-        except BlockingIOError:
-            continue
-    spool = Path(tempfile.mkdtemp(prefix=f"spool-{fingerprint[:12]}-", dir=folder))
-    lock = (spool / ".lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return spool, lock
 
 
 def _run(spec: JobSpec, events: Events) -> None:
