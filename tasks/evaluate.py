@@ -20,9 +20,10 @@ from dalle_model.sheets import Section, sectioned_sheet
 from tasks.artifacts import Manifest
 from tasks.curves import curves_of
 from tasks.drawing import Painter, load_painter
+from tasks.figures import metrics_of
 from tasks.fit_tokenizer import reconstruct, spread
 from tasks.job import Job, Outcome, load_ancestor
-from tasks.pages import Ancestor, Funnel, Headline, Metric, Neighbour, Picture, ReportData, Sample, Sheet, report_html
+from tasks.pages import Ancestor, Funnel, Headline, Neighbour, Picture, ReportData, Sample, Sheet, report_html
 from tasks.pictures import PictureSet, curated_table, load_pictures
 
 UInt8 = npt.NDArray[np.uint8]
@@ -205,9 +206,12 @@ def _report(
         worst=Sheet("Where it fails", "Training captions whose drawing is furthest from the real picture.", _samples(train, np.argsort(-train.distance)[:12])),
         neighbours=_neighbours(held or train, training, job),
         neighbours_note="Each drawing beside the training picture it is nearest to. A model this small trained on so few pictures is expected to stay close to them.",
-        curves=(*_curves(job, tokenizer, None), *_curves(job, model, math.log(tokenizer.stats["vocab_size"]))),
+        curves=(
+            *_curves(job, tokenizer, "Loss of the tokenizer", None),
+            *_curves(job, model, "Loss of the transformer", math.log(tokenizer.stats["vocab_size"])),
+        ),
         funnels=_funnels(pairs, curated),
-        metrics=tuple(Metric(name.replace("_", " "), value, protocol=json.dumps(protocol["sampler"])) for name, value in metrics.items()),
+        metrics=metrics_of(metrics, protocol=json.dumps(protocol["sampler"])),
         lineage=lineage,
         notes=("Recognisability is this project's own measure; it is not a published benchmark.", f"Protocol: {json.dumps(protocol, sort_keys=True)}"),
     )
@@ -259,10 +263,10 @@ def _neighbours(group: Drawn, training: PictureSet, job: Job) -> tuple[Neighbour
     )
 
 
-def _curves(job: Job, manifest: Manifest, random_loss: float | None) -> tuple[Any, ...]:
+def _curves(job: Job, manifest: Manifest, title: str, random_loss: float | None) -> tuple[Any, ...]:
     columns = pq.read_table(io.BytesIO(job.read(manifest.object_of("curve")))).to_pydict()
     references = (("ln K: nothing learnt", random_loss),) if random_loss else ()
-    return tuple(c for c in curves_of(columns, references) if c.title.lower().startswith("loss"))
+    return tuple(c for c in curves_of(columns, references, title=title) if c.title == title)
 
 
 def _funnels(pairs: Manifest, curated: Manifest) -> tuple[Funnel, ...]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +76,8 @@ def work(job: Job) -> Outcome:
         _same(tokens, "bpe", "bpe"),
         *(_same(load_ancestor(job.store, tokens, "tokenizer"), role, name) for role, name in _ROLES.items()),
     )
-    stats = {"parameters": model.num_parameters, "steps": result.steps, "trained_on": len(rows.image), "final_loss": result.curve[-1]["loss"]}
+    stats: dict[str, Any] = {"parameters": model.num_parameters, "steps": result.steps, "trained_on": len(rows.image), "final_loss": result.curve[-1]["loss"]}
+    stats["references"] = {"nothing learnt (ln K)": math.log(shape.image_vocab)}
     stats |= _losses(job, model, tokens, runtime)
     facts = {"rows_per_s": result.rows_per_s, "train_seconds": result.seconds, "micro_batch_size": result.micro_batch_size}
     return Outcome(objects, len(rows.image), stats, facts)

@@ -56,7 +56,7 @@ def stage_task(stage: Stage) -> Step:
         store = open_store(settings)
         manifest = store.find(result.ref.step, result.ref.fingerprint)
         if manifest is not None:
-            publish(manifest, store)
+            publish(manifest, store, decision=result.decision)
         return result
 
     return run
