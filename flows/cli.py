@@ -5,8 +5,12 @@ Commands parse and print; what they do lives in ``flows.commands`` and below, an
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -367,7 +371,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        code = app(arguments, standalone_mode=False) or 0
+        with _sigterm_interrupts():
+            code = app(arguments, standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -376,14 +381,34 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         print("interrupted; run the same command again to go on", file=sys.stderr)
         code = 130
-    except DalleError as error:
+    except Exception as error:
         code = _report(error, debug)
     sys.stdout.flush()
     raise SystemExit(code)
 
 
-def _report(error: DalleError, debug: bool) -> int:
-    print(f"error: {error}", file=sys.stderr)
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM acts like Ctrl-C: a step saves a checkpoint and ends its processes instead of dying where it stands."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    if isinstance(error, DalleError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        print(f"error: {type(error).__name__}: {error} (unexpected; --debug shows the trace)", file=sys.stderr)
     if debug:
         traceback.print_exception(error)
     return 2 if isinstance(error, UsageError) else 1

@@ -37,6 +37,7 @@ def preset_config(name: str, assignments: list[str]) -> PipelineConfig:
 def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: bool, debug: bool) -> CommandResult:
     """Run all stages and export what a person looks at to ``out``."""
     started = time.monotonic()
+    views.prepare_folder(out)
     prepare_environment(debug=debug)  # before Prefect is imported
     from flows.pipeline import chain, pipeline
 
@@ -58,6 +59,8 @@ def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: b
 def run_stage(name: str, refs: Mapping[str, str], config: PipelineConfig, settings: Settings, out: Path | None, *, debug: bool) -> CommandResult:
     """Run one stage: recorded by the configured Prefect API, or as a plain function where none is configured."""
     started = time.monotonic()
+    if out is not None:
+        views.prepare_folder(out)
     stage = STAGES[name]
     section = getattr(config, {"fit-tokenizer": "tokenizer"}.get(name, name))
     inputs: dict[str, ArtifactRef] = {}

@@ -9,10 +9,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_model.errors import UsageError
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.store import Store
 
 _PAGES = {"gallery": "gallery.html", "report": "report.html"}
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of ``--out`` before hours of work go by. Raises UsageError when it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {folder} ({error.strerror}); give another folder with --out") from None
 
 
 def write_whole(path: Path, data: bytes) -> Path:

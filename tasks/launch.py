@@ -1,5 +1,6 @@
 """Start a step's child process group, listen to it, and make sure that it ends: by itself, by deadline, or by us."""
 
+import contextlib
 import json
 import os
 import queue
@@ -71,10 +72,8 @@ def stop_group(process: "subprocess.Popen[str]", grace_s: float) -> None:
         except subprocess.TimeoutExpired:
             continue
     # The leader may be gone while a grandchild holds on.
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     _kill(known)
     process.wait()
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import tempfile
 import time

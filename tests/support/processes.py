@@ -1,5 +1,6 @@
 """One stage in processes of its own, to be killed; and a look at what is left of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -99,10 +100,8 @@ class Driver:
 
 def send(process: psutil.Process, number: int) -> None:
     """A signal to a process that may just have ended."""
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _command(process: psutil.Process) -> list[str]:
