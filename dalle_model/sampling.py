@@ -47,7 +47,8 @@ class _Noise:
         """The next ``positions`` rows, float32 [positions, vocab]. Raw bits are used: their stream never changes."""
         count = positions * vocab
         raw = self._bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
-        uniform = ((raw >> np.uint32(8)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-24)
+        # 23 bits and a half: with 24 the largest value would round to 1, whose noise is infinite
+        uniform = ((raw >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
         gumbel: NDArray[np.float32] = -np.log(-np.log(uniform))
         return gumbel.reshape(positions, vocab)
 
