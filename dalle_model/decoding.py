@@ -124,11 +124,17 @@ def decode(data: bytes, settings: DecodeSettings) -> Decoded | Refused:
 
 
 def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded | Refused:
+    if kind == "WEBP" and (refusal := _refuse_size(*_webp_size(data), settings)):
+        return refusal  # Pillow allocates the whole picture when it opens a WebP
     image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
     width, height = image.size
-    refusal = _refuse_header(image, width, height, settings)
-    if refusal is not None:
+    if refusal := _refuse_size(width, height, settings):
         return refusal
+    if image.mode not in _PLAIN:
+        return Refused(
+            Reason.UNSUPPORTED_MODE,
+            f"pixel mode {image.mode}; 8-bit and 16-bit grey, RGB, CMYK, Lab and palettes are read",
+        )
     notes = []
     if _has_frames(image):
         notes.append("first_frame")
@@ -160,31 +166,35 @@ def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded 
     return Decoded(_encode(flat, kind), flat.width, flat.height, width, height, kind, tuple(notes))
 
 
-def _refuse_header(image: Image.Image, width: int, height: int, settings: DecodeSettings) -> Refused | None:
+def _refuse_size(width: int, height: int, settings: DecodeSettings) -> Refused | None:
     if width < 1 or height < 1:
         return Refused(Reason.BROKEN_IMAGE, f"{width} x {height} px")
-    mpx = width * height / 1e6
+    mpx, side, aspect = width * height / 1e6, max(width, height), max(width, height) / min(width, height)
+    size = f"{width} x {height} px"
     if mpx > settings.max_mpx:
-        return Refused(
-            Reason.TOO_MANY_PIXELS, f"{width} x {height} px are {mpx:.1f} Mpx, the limit is {settings.max_mpx:g}", mpx
-        )
-    if max(width, height) > settings.max_side_px:
-        return Refused(
-            Reason.SIDE_TOO_LONG, f"{width} x {height} px, the limit is {settings.max_side_px}", max(width, height)
-        )
-    aspect = max(width, height) / min(width, height)
+        return Refused(Reason.TOO_MANY_PIXELS, f"{size} are {mpx:.1f} Mpx, the limit is {settings.max_mpx:g}", mpx)
+    if side > settings.max_side_px:
+        return Refused(Reason.SIDE_TOO_LONG, f"{size}, the limit is {settings.max_side_px}", side)
     if aspect > settings.max_aspect:
         return Refused(
-            Reason.ASPECT_TOO_LONG,
-            f"{width} x {height} px, aspect {aspect:.1f}, the limit is {settings.max_aspect:g}",
-            aspect,
-        )
-    if image.mode not in _PLAIN:
-        return Refused(
-            Reason.UNSUPPORTED_MODE,
-            f"pixel mode {image.mode}; 8-bit and 16-bit grey, RGB, CMYK, Lab and palettes are read",
+            Reason.ASPECT_TOO_LONG, f"{size}, aspect {aspect:.1f}, the limit is {settings.max_aspect:g}", aspect
         )
     return None
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) from the first chunk of a WebP (RFC 9649); ValueError when it is none of the three kinds."""
+    chunk, start = data[12:16], data[20:30]
+    if len(start) < 10:
+        raise ValueError("the header is cut off")
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(start[4:7], "little"), 1 + int.from_bytes(start[7:10], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(start[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if chunk == b"VP8 ":
+        return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
+    raise ValueError(f"first chunk {chunk!r}")
 
 
 def _has_frames(image: Image.Image) -> bool:

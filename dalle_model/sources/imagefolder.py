@@ -5,6 +5,7 @@ caption (``text``). A picture that no metadata names takes its caption from a te
 """
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,21 +60,25 @@ class ImageFolder:
                 if isinstance(line.record, Refused):
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
-                row = self._row(metadata.parent, line.record, f"{where}#{line.number}")
-                if isinstance(row.image, Path):
-                    named.append(_number(row.image))
+                row, paths = self._row(metadata.parent, line.record, f"{where}#{line.number}")
+                named.extend(_number(path) for path in paths)
                 yield row
         yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
 
-    def _row(self, folder: Path, record: dict[str, Any], where: str) -> Row:
+    def _row(self, folder: Path, record: dict[str, Any], where: str) -> tuple[Row, list[Path]]:
+        """The row of a record, and the paths it names: as written and where that leads."""
         name = record.get("file_name")
         if not isinstance(name, str):
-            return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text"))
+            return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
         image = inside(self._root, folder, name)
-        key = where if isinstance(image, Refused) else image.relative_to(self._root).as_posix()
+        written = Path(os.path.normpath(folder / name)) if "\0" not in name else folder
+        paths = [written, *([image] if isinstance(image, Path) else [])]
+        # What lies outside is named by its line: a key holds no path that is good on one machine only.
+        inner = written.is_relative_to(self._root) and written != self._root
+        key = written.relative_to(self._root).as_posix() if inner else where
         used = {"file_name", "licence", "license", "author", *((self._column,) if self._column else CAPTION_COLUMNS)}
         licence, author = record.get("licence", record.get("license")), record.get("author")
-        return Row(
+        row = Row(
             key,
             caption_in(record, self._column),
             image,
@@ -81,6 +86,7 @@ class ImageFolder:
             author if isinstance(author, str) else "",
             extra_in(record, used),
         )
+        return row, paths
 
     def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
         """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""

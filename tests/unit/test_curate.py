@@ -1,6 +1,7 @@
 """Curation: scores, verdicts, duplicates, splits, and the artifact."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,19 @@ def test_nothing_left_names_the_reason_and_the_threshold(dirty: tuple[Data, Mani
         data.curate(CurateConfig(holdout_pattern="("), pairs)
 
 
+def dying_at_the_third(commit: Callable[..., None]) -> Callable[..., None]:
+    count = 0
+
+    def dying(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        commit(*arguments)
+
+    return dying
+
+
 def test_the_manifest_does_not_depend_on_workers_or_on_a_stop_in_between(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,17 +273,9 @@ def test_the_manifest_does_not_depend_on_workers_or_on_a_stop_in_between(
         data = Data(tmp_path / str(workers), workers)
         pairs = data.ingest(IngestConfig(source=f"imagefolder:{folder}", rows_per_shard=4))
         if workers == 3:
-            commit, count = Store.commit_part, 0
-
-            def dying(store: Store, fingerprint: str, n: int, part: object) -> None:
-                nonlocal count
-                count += 1
-                if count == 3:
-                    raise KeyboardInterrupt
-                commit(store, fingerprint, n, part)  # type: ignore[arg-type]
-
-            monkeypatch.setattr(Store, "commit_part", dying)
-            with pytest.raises(KeyboardInterrupt):
-                data.curate(config, pairs)
+            with monkeypatch.context() as patch:
+                patch.setattr(Store, "commit_part", dying_at_the_third(Store.commit_part))
+                with pytest.raises(KeyboardInterrupt):
+                    data.curate(config, pairs)
         manifests.append(data.curate(config, pairs))
     assert manifests[0].sha256 == manifests[1].sha256

@@ -88,6 +88,22 @@ def test_nested_folders_each_have_their_metadata(tmp_path: Path) -> None:
     assert pairs(ImageFolder(str(tmp_path)), 2) == [("sub/d.png", "dee"), ("a.png", None)]
 
 
+def test_a_picture_behind_a_link_is_one_row_under_the_written_name(tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(PNG)
+    folder = write_folder(
+        tmp_path / "set",
+        {"real/1.png": PNG},
+        [{"file_name": name, "text": name} for name in ("link.png", "out.png", "real/../link.png")],
+    )
+    (folder / "link.png").symlink_to("real/1.png")
+    (folder / "out.png").symlink_to(tmp_path / "out.png")
+    assert pairs(ImageFolder(str(folder))) == [
+        ("link.png", "link.png"),
+        ("out.png", "outside_source"),
+        ("link.png", "real/../link.png"),
+    ]
+
+
 def test_csv_and_text_files_beside_pictures_work_too(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(PNG)
     (tmp_path / "2.png").write_bytes(PNG)
@@ -317,7 +333,7 @@ def test_parquet_trouble_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no column"):
         list(ParquetFiles(str(tmp_path / "ok"), "words", "picture").rows(0))
     (tmp_path / "none").mkdir()
-    with pytest.raises(SourceError, match="no .parquet file"):
+    with pytest.raises(SourceError, match=r"no \.parquet file"):
         ParquetFiles(str(tmp_path / "none"))
 
 
