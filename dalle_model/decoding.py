@@ -9,6 +9,7 @@ This module imports Pillow and nothing heavier, so that a decoding child starts 
 """
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -87,6 +88,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"MM\x00*", "TIFF"),
     (b"BM", "BMP"),
 )
+_ADDRESS = re.compile(r" <[^>]* at 0x[0-9a-f]+>")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _PLAIN = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_SIXTEEN_BIT)
 
@@ -120,7 +122,9 @@ def decode(data: bytes, settings: DecodeSettings) -> Decoded | Refused:
         except MemoryError:
             raise
         except Exception as error:  # seven types come out of Pillow; the closed list has one name for them
-            return Refused(Reason.BROKEN_IMAGE, f"{kind}: {type(error).__name__}: {error}"[:300])
+            # Pillow names the stream by its address: without it the same file has the same words in every run.
+            words = _ADDRESS.sub("", str(error))
+            return Refused(Reason.BROKEN_IMAGE, f"{kind}: {type(error).__name__}: {words}"[:300])
 
 
 def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded | Refused:
@@ -257,7 +261,9 @@ def _plain(image: Image.Image) -> Image.Image:
         low, high = wide.getextrema()
         if not (isinstance(low, int | float) and isinstance(high, int | float)) or low < 0 or high > 65_535:
             raise ValueError(f"values {low} to {high} lie outside 16 bits")
-        return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))  # TIFF's BitsPerSample: scanners write 12
+        scale = 255 / (2 ** bits[0] - 1) if mode != "I" and 8 < bits[0] <= 16 else 1 / 257
+        return wide.point(lambda value: value * scale + 0.5).convert("L")
     if mode in ("P", "PA", "LA", "La", "RGBa"):
         opaque = mode == "P" and "transparency" not in image.info
         return image.convert("RGB" if opaque else "RGBA")

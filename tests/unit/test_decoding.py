@@ -1,6 +1,7 @@
 """What decoding makes of good and odd pictures, and what it refuses."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -167,6 +168,22 @@ def test_a_large_jpeg_is_as_good_as_a_full_decode() -> None:
 )
 def test_refusals_have_a_reason_from_the_closed_list(data: bytes, expected: Reason) -> None:
     assert reason(data, DecodeSettings(64, max_mpx=1.0, max_bytes=1500)) == expected
+
+
+def test_the_words_of_a_refusal_are_the_same_every_time() -> None:
+    broken = encoded(photo(), "PNG")[:20] + b"rubbish" * 50
+    first, second = decode(broken, SETTINGS), decode(bytes(bytearray(broken)), SETTINGS)
+    assert isinstance(first, Refused)
+    assert first == second
+    assert "0x" not in first.detail
+
+
+def test_twelve_bit_tiff_uses_its_own_range() -> None:
+    # Pillow does not write 12 bits: two samples in three bytes, one strip, by hand.
+    tags = [(256, 8), (257, 8), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 96)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8 + 96) + b"\xff" * 96 + directory + b"\0" * 4
+    assert (pixels(data) == 255).all()
 
 
 def test_the_pixel_limit_is_checked_before_anything_is_inflated() -> None:
