@@ -41,6 +41,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="Fingerprint, unique prefix of one, manifest URI, or name such as `production`.")]
 
 DEFAULT_STORE = "./artifacts"
+INTERRUPTED = 130  # exit code, 128 + SIGINT
 
 
 def _settings(store: str, device: str = "auto", deadline: float = 0.0) -> Any:
@@ -379,10 +380,11 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         code = _report(error, debug)
+    if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code by itself
+        print("interrupted; run the same command again to go on", file=sys.stderr)
     sys.stdout.flush()
     raise SystemExit(code)
 

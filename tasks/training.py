@@ -87,7 +87,8 @@ def _save(job: Job, state: TrainState, keep: int) -> None:
 
 def curve_object(job: Job, curve: list[dict[str, Any]]) -> ObjectRef:
     """The logged points as Parquet: column ``step`` and one float column per term."""
-    names = list(dict.fromkeys(name for point in curve for name in point))
+    # Sorted: points that came back from a checkpoint may have their terms in another order, and the bytes must not.
+    names = ["step", *sorted({name for point in curve for name in point} - {"step"})]
     table = pa.table({name: pa.array([point.get(name) for point in curve], pa.float64()) for name in names})
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")

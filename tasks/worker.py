@@ -5,6 +5,7 @@ when its parent is gone, so a killed step leaves nothing running.
 """
 
 import errno
+import logging
 import os
 import platform
 import resource
@@ -38,6 +39,17 @@ def _open_event_stream() -> IO[str]:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return events
+
+
+class _WarningsToParent(logging.Handler):
+    """What the store and the model library warn of (a damaged receipt, a slow server) is said where a person reads."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._events.send("log", text=record.getMessage())
 
 
 def _watch_parent(parent_pid: int, events: Events) -> None:
@@ -108,6 +120,8 @@ def main() -> int:
     """Run one job; the exit code tells the parent how it went, the last event tells why."""
     events = Events(_open_event_stream(), errors_only=os.environ.get("RANK", "0") != "0")
     spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    for package in ("tasks", "dalle_model"):
+        logging.getLogger(package).addHandler(_WarningsToParent(events))
     threading.Thread(target=_watch_parent, args=(spec.parent_pid, events), daemon=True).start()
     try:
         _run(spec, events)

@@ -18,6 +18,7 @@ import psutil
 from dalle_model.config import Section
 from tasks.artifacts import ArtifactRef
 
+DALLE = (sys.executable, "-c", "from flows.cli import main; main()")  # the console script, of this very environment
 DRIVER = Path(__file__).with_name("driver.py")
 _MARK = "DALLE_TEST_MARK"  # inherited by everything a driver starts, so that all of it can be found
 

@@ -10,10 +10,10 @@ from dalle_model.config import PipelineConfig, Section
 from flows.overrides import override
 from flows.presets import PRESETS
 from tasks.artifacts import ArtifactRef, Manifest
-from tasks.plain import NotCommitted, Step, Steps, bind, only_reuse
+from tasks.plain import Step, Steps, bind
 from tasks.settings import Settings
 from tasks.stages import STAGES
-from tasks.step import Stage, StepResult, run_step
+from tasks.step import Stage, StepResult, plan, run_step
 from tasks.store import Store
 
 # Several shards and several checkpoints in each stage, so that there is something to lose; little work in each.
@@ -117,10 +117,12 @@ def run_once(folder: Path) -> TinyRun:
     return TinyRun(folder, config, results)
 
 
-def reruns(config: PipelineConfig, store: Path) -> str:
-    """The first stage that would run with this configuration; empty when everything is there."""
-    try:
-        chain(config, Settings(store=str(store)), bind(only_reuse))
-    except NotCommitted as needed:
-        return needed.stage.name
-    return ""
+def fingerprints(config: PipelineConfig, tiny: TinyRun) -> dict[str, str]:
+    """The fingerprint of every stage under another configuration, without running any."""
+    settings = Settings(store=str(tiny.folder))
+    refs: dict[str, ArtifactRef] = {}
+    for stage in STAGES.values():
+        inputs = {name: refs[name] for name in stage.inputs}
+        planned = plan(stage, section_of(stage.name, config), inputs, settings)
+        refs[stage.kind] = tiny.results[stage.name].ref.model_copy(update={"fingerprint": planned.fingerprint})
+    return {ref.step: ref.fingerprint for ref in refs.values()}

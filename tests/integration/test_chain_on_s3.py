@@ -1,0 +1,71 @@
+"""The chain on S3: the same artifacts as on a folder, on a strict server and on one that is killed in between."""
+
+from pathlib import Path
+
+import pytest
+from support.object_stores import Server, rclone, shared
+from support.processes import Driver
+from support.tiny import ORDER, TinyRun, section_of
+
+from tasks.store import Store
+
+pytestmark = pytest.mark.server
+
+
+def _run(tiny: TinyRun, stage: str, server: Server, uri: str, spool: Path) -> dict[str, object]:
+    settings = {"store": uri, "spool": str(spool)}
+    # The inputs name the folder they were made in; on S3 the same fingerprints are looked up in the store at hand.
+    answer = Driver(stage, section_of(stage, tiny.config), tiny.inputs(stage), settings, server.env()).start().finish()
+    assert answer["ref"]["uri"].startswith(uri)
+    return answer
+
+
+def _compare(tiny: TinyRun, store: Store, stages: tuple[str, ...]) -> None:
+    assert sorted(k.step for k in store.artifacts()) == sorted(stages)
+    for stage in stages:
+        want = tiny.manifest(stage)
+        found = store.find(want.step, want.fingerprint)
+        assert found is not None and found.sha256 == want.sha256, stage
+        assert store.verify(found) == []
+
+
+def test_the_whole_chain_on_a_strict_server_makes_what_a_folder_has(tiny_run: TinyRun, tmp_path: Path) -> None:
+    server = shared("moto")
+    uri = server.uri()
+    for stage in ORDER:
+        assert _run(tiny_run, stage, server, uri, tmp_path / "spool")["reused"] is False
+    _compare(tiny_run, server.store(uri), ORDER)
+    assert _run(tiny_run, "fit", server, uri, tmp_path / "spool")["reused"] is True
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_server_that_is_killed_and_started_again_keeps_what_is_finished(tiny_run: TinyRun, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    with rclone() as server:
+        uri = server.uri()
+        _run(tiny_run, "ingest", server, uri, spool)
+        server.kill()
+        server.start()
+        said = _run(tiny_run, "ingest", server, uri, spool)
+        assert said["reused"] is True
+        log = _run(tiny_run, "curate", server, uri, spool)["log"]
+        assert "ignores create-only writes: run one writer at a time" in "\n".join(log)  # type: ignore[arg-type]
+        _compare(tiny_run, server.store(uri), ("ingest", "curate"))
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Killed while a step works, back seconds later: the step ends as if nothing had been."""
+    import time
+
+    with rclone() as server:
+        uri = server.uri()
+        driver = Driver("ingest", section_of("ingest", tiny_run.config), {}, {"store": uri, "spool": str(tmp_path / "spool")}, server.env()).start()
+        store = server.store(uri)
+        deadline = time.monotonic() + 120
+        while not store.keys("parts/") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        server.kill()
+        time.sleep(2)
+        server.start()
+        answer = driver.finish()
+        assert answer["ref"]["manifest_sha256"] == tiny_run.results["ingest"].ref.manifest_sha256

@@ -1,0 +1,72 @@
+"""Two ranks of one training over gloo on the CPU, started and stopped by the step."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.processes import Driver, marked, wait_for
+from support.tiny import TinyRun, section_of, tiny_config
+
+from tasks.artifacts import Manifest
+from tasks.settings import Settings
+from tasks.stages import STAGES
+from tasks.step import run_step
+from tasks.store import Store
+
+
+def _manifest(store: Path, answer: dict[str, Any]) -> Manifest:
+    found = Store.open(store).find("fit", answer["ref"]["fingerprint"])
+    assert found is not None
+    return found
+
+
+def test_two_ranks_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
+    settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "dtype": "float32"}
+    two = _manifest(store, Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start().finish())
+    alone = tiny_run.copy(tmp_path / "alone", before="fit")
+    one = _manifest(alone, Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings | {"store": str(alone), "ranks": 1}).start().finish())
+    assert two.facts["ranks"] == 2 and one.facts["ranks"] == 1
+    losses = [name for name in one.stats if "loss" in name]
+    assert losses
+    for name in losses:
+        assert two.stats[name] == pytest.approx(one.stats[name], rel=2e-3), name
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_deadline_ends_both_ranks_with_a_checkpoint(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """torchrun puts its ranks into sessions of their own: signalling one process group would miss them."""
+    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
+    mark = uuid.uuid4().hex
+    config = section_of("fit", tiny_config("train.steps=100000", "train.checkpoint_every=100000"))
+    driver = Driver("fit", config, tiny_run.inputs("fit"), {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "deadline_s": 60.0}, mark=mark)
+    driver.start()
+    assert wait_for(lambda: _ranks(mark) == 2, 55), "both ranks run before the deadline"
+    code, _, err = driver.wait()
+    assert code == 1 and "passed its deadline of 60 s" in err
+    assert wait_for(lambda: not marked(mark), 5), marked(mark)
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def _ranks(mark: str) -> int:
+    count = 0
+    for process in marked(mark):
+        try:
+            count += process.environ().get("WORLD_SIZE") == "2"
+        except psutil.Error:
+            continue
+    return count
+
+
+def test_killed_ranks_are_a_named_error_and_the_next_run_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
+    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
+    settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "grace_s": 3.0}
+    driver = Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start(DALLE_FAULT="checkpoint.after_receipt")
+    code, _, err = driver.wait()
+    assert code == 1 and "StepFailed" in err, err
+    assert driver.gone() == []
+    log: list[str] = []
+    run_step(STAGES["fit"], tiny_run.config.fit, tiny_run.inputs("fit"), Settings(**settings), lambda e: log.append(str(e.get("text", ""))))
+    assert "goes on from the checkpoint at step 3 of 9" in log
