@@ -42,13 +42,12 @@ class DalleShape(BaseModel):
     @classmethod
     def of(cls, tokenizer: ImageTokenizer, text_vocab: int, max_text_tokens: int) -> "DalleShape":
         """The shape that fits an image tokenizer."""
-        levels = tokenizer.config.fsq_levels if tokenizer.config.kind == "fsq" else ()
         return cls(
             text_vocab=text_vocab,
             max_text_tokens=max_text_tokens,
             image_vocab=tokenizer.vocab_size,
             grid=tokenizer.grid,
-            code_levels=levels,
+            code_levels=tokenizer.code_levels,
         )
 
     @property

@@ -1,6 +1,7 @@
 """Stage encode: curated pairs to token rows in Parquet, shard by shard."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +103,7 @@ def _metadata(job: Job, words: CaptionTokenizer, tokenizer: ImageTokenizer) -> d
         "image_px": str(tokenizer.config.image_px),
         "image_vocab_size": str(tokenizer.vocab_size),
         "grid": str(tokenizer.grid),
+        "code_levels": json.dumps(tokenizer.code_levels),
         "text_vocab_size": str(words.vocab_size),
         "max_text_tokens": str(job.config.max_text_tokens),
     }

@@ -39,7 +39,7 @@ def read_tokens(job: Job, tokens: Manifest, split: str) -> tuple[TokenRows, list
         if about.get("tokenizer") != expected:
             raise DataError(f"token shard {obj.key} is of tokenizer {about.get('tokenizer', 'none')[:12]}, the artifact of {expected[:12]}; encode again")
         shape = DalleShape(
-            text_vocab=int(about["text_vocab_size"]), max_text_tokens=int(about["max_text_tokens"]), image_vocab=int(about["image_vocab_size"]), grid=int(about["grid"])
+            text_vocab=int(about["text_vocab_size"]), max_text_tokens=int(about["max_text_tokens"]), image_vocab=int(about["image_vocab_size"]), grid=int(about["grid"]), code_levels=tuple(json.loads(about.get("code_levels", "[]")))
         )
         table = table.filter(pa.compute.equal(table["split"], split))
         text += table["text_tokens"].to_pylist()

@@ -38,6 +38,11 @@ class ImageTokenizer(nn.Module):
         """Number of distinct codes."""
         return self.config.vocab_size
 
+    @property
+    def code_levels(self) -> tuple[int, ...]:
+        """Levels per dimension when codes are the points of a lattice, else empty."""
+        return ()
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] -> int64 ids [B, N]. Without gradient."""

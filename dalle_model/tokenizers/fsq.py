@@ -80,6 +80,11 @@ class FsqTokenizer(ImageTokenizer):
         self.steps: Tensor
         self.radix: Tensor
 
+    @property
+    def code_levels(self) -> tuple[int, ...]:
+        """Levels per dimension of the lattice."""
+        return self.levels
+
     def latents(self, images: Tensor) -> Tensor:
         """Float [B, 3, H, W] in [0, 1] -> [B, d, g, g], continuous lattice coordinates in [0, levels - 1], float32."""
         out = self.encoder((images * 2 - 1).contiguous(memory_format=torch.channels_last))
