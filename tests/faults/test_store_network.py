@@ -54,7 +54,7 @@ def test_refusals_for_some_seconds_are_waited_out(proxy: FaultProxy, mode: str) 
     store = through(proxy)
     work(store, "before")
     proxy.seen.clear()
-    rule = proxy.add(mode, seconds=3)
+    rule = proxy.add(mode, seconds=2)
     work(store)
     refused = [seen.at for seen in proxy.seen if seen.status in (500, 503, 0)]
     assert rule.hits == len(refused) >= 2
@@ -67,11 +67,11 @@ def test_refused_parallel_requests_are_paced_together(proxy: FaultProxy) -> None
     store = through(proxy)
     manifest = artifact(store, rows=8)
     proxy.seen.clear()
-    proxy.add("503", method="HEAD", seconds=3)
+    proxy.add("503", method="HEAD", seconds=2)
     store.commit(manifest)
     refused = [seen.at for seen in proxy.seen if seen.status == 503]
     # the eight that were under way when the first was refused, then two a second
-    assert 8 <= len(refused) <= 8 + 2 * 3 + 2
+    assert 8 <= len(refused) <= 8 + 2 * 2 + 2
 
 
 def test_outage_longer_than_patience_is_one_line(proxy: FaultProxy) -> None:
@@ -159,7 +159,7 @@ def test_large_upload_survives_failing_parts(proxy: FaultProxy, tmp_path: Path) 
 
 
 def test_slow_answers_are_waited_for(proxy: FaultProxy) -> None:
-    proxy.add("slow", delay_s=0.3)
+    proxy.add("slow", delay_s=0.1)
     work(through(proxy))
 
 
