@@ -128,7 +128,7 @@ def look_up(planned: Plan, store: Store) -> tuple[Manifest | None, str]:
     manifest = store.find(planned.stage.name, planned.fingerprint)
     if manifest is None:
         return None, "made: no artifact has this fingerprint"
-    missing = [o for o in manifest.objects if not store.has(o)]
+    missing = store.missing(manifest.objects)
     if missing:
         return None, f"made again: {len(missing)} of {len(manifest.objects)} objects are gone from the store, first {missing[0].key}"
     return manifest, "reused: an artifact with this fingerprint is committed"
