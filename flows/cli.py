@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 
 from dalle_model.errors import DalleError, UsageError
@@ -370,20 +369,17 @@ def up(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 failed with a named error, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    code: object = 0
     try:
         with _sigterm_interrupts():
-            code = app(arguments, standalone_mode=False) or 0
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (KeyboardInterrupt, click.Abort):
+            app(arguments, prog_name="dalle")  # ends by SystemExit, also when usage was wrong (2) or Ctrl-C came (130)
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = _report(error, debug)
-    if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code by itself
+        code = _report(error, "--debug" in arguments)
+    if code == INTERRUPTED:
         print("interrupted; run the same command again to go on", file=sys.stderr)
     sys.stdout.flush()
     raise SystemExit(code)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.cli import main
+from tasks import store
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def dalle(*words: str, **env: str) -> Said:
     before = dict(os.environ)
     out, err = io.StringIO(), io.StringIO()
     os.environ.update(env)
+    store._connection.cache_clear()  # one client per process and options, but credentials come from the environment
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(list(words))
