@@ -29,15 +29,34 @@ app = typer.Typer(
     "so running anything again continues or reuses it.",
 )
 
-Store = Annotated[str, typer.Option("--store", envvar="DALLE_STORE", metavar="URI", help="Artifact store: a folder or s3://bucket/prefix.")]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one knob, e.g. `--set train.steps=200`. Repeatable; `dalle config` lists all.")]  # noqa: UP045 - typer
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="DALLE_STORE", metavar="URI", help="Artifact store: a folder or s3://bucket/prefix."
+    ),
+]
+Sets = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one knob, e.g. `--set train.steps=200`. Repeatable; `dalle config` lists all.",
+    ),
+]  # noqa: UP045 - typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error and Prefect's log.")]
 Device = Annotated[str, typer.Option("--device", envvar="DALLE_DEVICE", help="auto, cpu, mps, cuda or cuda:N.")]
-Deadline = Annotated[float, typer.Option("--deadline", envvar="DALLE_DEADLINE_S", help="Stop a step after this many seconds; 0 = never.")]
+Deadline = Annotated[
+    float, typer.Option("--deadline", envvar="DALLE_DEADLINE_S", help="Stop a step after this many seconds; 0 = never.")
+]
 Preset = Annotated[str, typer.Option("--preset", help="Preset whose settings the command starts from.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the pages and pictures to look at.")]
-Ref = Annotated[str, typer.Argument(metavar="REF", help="Fingerprint, unique prefix of one, manifest URI, or name such as `production`.")]
+Ref = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF", help="Fingerprint, unique prefix of one, manifest URI, or name such as `production`."
+    ),
+]
 
 DEFAULT_STORE = "./artifacts"
 INTERRUPTED = 130  # exit code, 128 + SIGINT
@@ -88,13 +107,21 @@ def run(
     """
     from flows import commands
 
-    result = commands.run_chain(commands.preset_config(preset, sets or []), _settings(store, device, deadline), out / preset, plain=plain, debug=debug)
+    result = commands.run_chain(
+        commands.preset_config(preset, sets or []),
+        _settings(store, device, deadline),
+        out / preset,
+        plain=plain,
+        debug=debug,
+    )
     _emit(as_json, result.payload, result.lines)
 
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(help="`openmoji`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]` or `parquet:URI`.")],
+    source: Annotated[
+        str, typer.Argument(help="`openmoji`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]` or `parquet:URI`.")
+    ],
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -148,7 +175,17 @@ def encode(
     debug: Debug = False,
 ) -> None:
     """Turn curated pairs into image and text **tokens** in Parquet."""
-    _stage("encode", {"curated": curated, "tokenizer": tokenizer}, sets or [], store, preset, device, deadline, as_json, debug)
+    _stage(
+        "encode",
+        {"curated": curated, "tokenizer": tokenizer},
+        sets or [],
+        store,
+        preset,
+        device,
+        deadline,
+        as_json,
+        debug,
+    )
 
 
 @app.command()
@@ -185,8 +222,12 @@ def evaluate(
 @app.command()
 def generate(
     prompts: Annotated[Optional[list[str]], typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,  # noqa: UP045 - typer
-    prompts_uri: Annotated[str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv or parquet.")] = "",
-    model: Annotated[str, typer.Option("--model", metavar="REF", help="The model; a name is resolved once.")] = "latest",
+    prompts_uri: Annotated[
+        str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv or parquet.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option("--model", metavar="REF", help="The model; a name is resolved once.")
+    ] = "latest",
     n: Annotated[int, typer.Option("--n", help="Pictures per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
     sets: Sets = None,
@@ -201,8 +242,24 @@ def generate(
     """**Draw** pictures for prompts, and write them to a folder with a gallery."""
     if not prompts and not prompts_uri:
         raise UsageError('no prompt given; write one, e.g. dalle generate "a red heart", or a file with --prompts URI')
-    assignments = [f"generate.prompts={json.dumps(prompts or [])}", f"generate.prompts_uri={prompts_uri}", f"generate.n={n}", f"generate.seed={seed}"]
-    _stage("generate", {"model": model}, [*assignments, *(sets or [])], store, preset, device, deadline, as_json, debug, out)
+    assignments = [
+        f"generate.prompts={json.dumps(prompts or [])}",
+        f"generate.prompts_uri={prompts_uri}",
+        f"generate.n={n}",
+        f"generate.seed={seed}",
+    ]
+    _stage(
+        "generate",
+        {"model": model},
+        [*assignments, *(sets or [])],
+        store,
+        preset,
+        device,
+        deadline,
+        as_json,
+        debug,
+        out,
+    )
 
 
 def _stage(
@@ -219,7 +276,9 @@ def _stage(
 ) -> None:
     from flows import commands
 
-    result = commands.run_stage(name, refs, commands.preset_config(preset, sets), _settings(store, device, deadline), out, debug=debug)
+    result = commands.run_stage(
+        name, refs, commands.preset_config(preset, sets), _settings(store, device, deadline), out, debug=debug
+    )
     _emit(as_json, result.payload, result.lines)
 
 
@@ -357,7 +416,14 @@ def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the Prefect UI and API.")] = 4200,
     store: Store = DEFAULT_STORE,
-    home: Annotated[Optional[Path], typer.Option("--home", metavar="DIR", help="Folder of Prefect's database; PREFECT_HOME, or a folder of ours where that is not set.")] = None,  # noqa: UP045 - typer
+    home: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--home",
+            metavar="DIR",
+            help="Folder of Prefect's database; PREFECT_HOME, or a folder of ours where that is not set.",
+        ),
+    ] = None,  # noqa: UP045 - typer
     debug: Debug = False,
 ) -> None:
     """Server, worker and deployments on this machine, until Ctrl-C."""

@@ -56,7 +56,9 @@ def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: b
     return _summary(results, settings, out, started)
 
 
-def run_stage(name: str, refs: Mapping[str, str], config: PipelineConfig, settings: Settings, out: Path | None, *, debug: bool) -> CommandResult:
+def run_stage(
+    name: str, refs: Mapping[str, str], config: PipelineConfig, settings: Settings, out: Path | None, *, debug: bool
+) -> CommandResult:
     """Run one stage: recorded by the configured Prefect API, or as a plain function where none is configured."""
     started = time.monotonic()
     if out is not None:
@@ -151,5 +153,3 @@ def _lines(results: Mapping[str, StepResult], payload: Mapping[str, Any]) -> lis
             lines.append(f"{key.replace('_', ' ')}: {payload[key]}")
     lines.append(f"{payload['seconds']:.1f} s")
     return lines
-
-

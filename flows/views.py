@@ -22,7 +22,9 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UsageError(f"nothing can be written to {folder} ({error.strerror}); give another folder with --out") from None
+        raise UsageError(
+            f"nothing can be written to {folder} ({error.strerror}); give another folder with --out"
+        ) from None
 
 
 def write_whole(path: Path, data: bytes) -> Path:

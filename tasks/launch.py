@@ -157,16 +157,22 @@ def _listen(process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings,
             finished = finished or event["event"] == "done"
             listener(event)
         if settings.deadline_s and now - started > settings.deadline_s:
-            raise StepTimeout(f"step {spec.stage} passed its deadline of {settings.deadline_s:.0f} s; finished pieces are kept, run it again with a longer --deadline to go on")
+            raise StepTimeout(
+                f"step {spec.stage} passed its deadline of {settings.deadline_s:.0f} s; finished pieces are kept, run it again with a longer --deadline to go on"
+            )
         if now - heard > settings.silence_s:
-            raise StepTimeout(f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s; run it again to go on from its last finished piece")
+            raise StepTimeout(
+                f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s; run it again to go on from its last finished piece"
+            )
     code = process.wait()
     stderr.join(5)
     if failure is not None:
         raise _error_of(failure, "".join(tail))
     if code != 0 or not finished:
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
-        error = StepFailed(f"step {spec.stage} {how} before its result was committed; run it again to go on from its last finished piece")
+        error = StepFailed(
+            f"step {spec.stage} {how} before its result was committed; run it again to go on from its last finished piece"
+        )
         error.add_note("".join(tail))
         raise error
 

@@ -50,7 +50,9 @@ def spool_error(folder: Path, error: OSError) -> StoreError:
     """What the operating system says about the spool, with the remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"no space left on the disk of {folder}; free some, or set DALLE_SPOOL to another disk")
-    return StoreError(f"the spool folder {folder} cannot be used ({error.strerror}); set DALLE_SPOOL to a folder that can be written")
+    return StoreError(
+        f"the spool folder {folder} cannot be used ({error.strerror}); set DALLE_SPOOL to a folder that can be written"
+    )
 
 
 def remove_dead(folder: Path) -> None:

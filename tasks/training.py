@@ -48,12 +48,25 @@ def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, 
     def save(state: TrainState) -> None:
         _save(job, state, optim.keep_checkpoints)
 
-    preflight(runtime, training_bytes(objective.network, optim), f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters")
+    preflight(
+        runtime,
+        training_bytes(objective.network, optim),
+        f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters",
+    )
     resume = newest_checkpoint(job)
     if resume is not None:
         job.log(f"goes on from the checkpoint at step {resume.step} of {optim.steps}")
     try:
-        return fit(objective, optim, runtime, resume=resume, save=save, report=report, should_stop=lambda: job.stop_requested, data=data)
+        return fit(
+            objective,
+            optim,
+            runtime,
+            resume=resume,
+            save=save,
+            report=report,
+            should_stop=lambda: job.stop_requested,
+            data=data,
+        )
     except TrainingStopped as stopped:
         job.log(str(stopped))
         raise StopRequested from stopped

@@ -93,7 +93,9 @@ def _run(spec: JobSpec, events: Events) -> None:
     spool, lock = make_spool(settings.spool, spec.fingerprint)
     started = time.time()
     try:
-        job = Job(spec, stage.config.model_validate(spec.config), settings, store, spool, events, rank=rank, world=world)
+        job = Job(
+            spec, stage.config.model_validate(spec.config), settings, store, spool, events, rank=rank, world=world
+        )
         signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
         outcome = load_dotted(spec.work)(job)
         if rank == 0:

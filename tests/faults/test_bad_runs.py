@@ -57,7 +57,9 @@ def refused(said: Said, code: int, *words: str) -> None:
         (("config", "tinny"), ("unknown preset 'tinny'",)),
     ],
 )
-def test_wrong_words_are_answered_with_what_is_allowed(words: tuple[str, ...], told: tuple[str, ...], tmp_path: Path) -> None:
+def test_wrong_words_are_answered_with_what_is_allowed(
+    words: tuple[str, ...], told: tuple[str, ...], tmp_path: Path
+) -> None:
     said = dalle(*words, DALLE_STORE=str(tmp_path / "artifacts"))
     refused(said, 1 if words[0] == "explain" else 2, *told)
     assert not (tmp_path / "artifacts").exists()
@@ -113,7 +115,15 @@ def test_a_missing_folder_an_empty_one_and_one_without_rows(tmp_path: Path) -> N
 
 def test_a_curation_that_nothing_survives_names_the_rule(tiny_run: TinyRun, store: Path) -> None:
     before = manifests(store)
-    said = dalle("curate", tiny_run.results["ingest"].ref.fingerprint, "--store", str(store), *TINY, "--set", "curate.min_caption_words=40")
+    said = dalle(
+        "curate",
+        tiny_run.results["ingest"].ref.fingerprint,
+        "--store",
+        str(store),
+        *TINY,
+        "--set",
+        "curate.min_caption_words=40",
+    )
     refused(said, 1, "min_caption_words")
     assert manifests(store) == before
 
@@ -138,7 +148,11 @@ def test_an_unreadable_prompt_file_is_named_with_its_line(
     if content is not None:
         path.write_bytes(content)
     before = manifests(store)
-    refused(dalle("generate", "--prompts", str(path), "--store", str(store), "--out", str(tmp_path / "out"), *TINY), 1, *told)
+    refused(
+        dalle("generate", "--prompts", str(path), "--store", str(store), "--out", str(tmp_path / "out"), *TINY),
+        1,
+        *told,
+    )
     assert manifests(store) == before
 
 
@@ -148,7 +162,17 @@ def test_there_is_nothing_to_draw_with_in_an_empty_store(tmp_path: Path) -> None
 
 
 def test_a_device_that_is_not_there_is_named(tiny_run: TinyRun, store: Path) -> None:
-    said = dalle("fit", tiny_run.results["encode"].ref.fingerprint, "--device", "cuda:7", "--store", str(store), *TINY, "--set", "train.seed=5")
+    said = dalle(
+        "fit",
+        tiny_run.results["encode"].ref.fingerprint,
+        "--device",
+        "cuda:7",
+        "--store",
+        str(store),
+        *TINY,
+        "--set",
+        "train.seed=5",
+    )
     refused(said, 1, "cuda:7", "--device")
 
 
@@ -162,12 +186,19 @@ def test_a_store_that_is_a_file_or_below_one(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_store_that_may_only_be_read_still_serves_what_it_has(tiny_run: TinyRun, tmp_path: Path, small_disk: Path) -> None:
+def test_a_store_that_may_only_be_read_still_serves_what_it_has(
+    tiny_run: TinyRun, tmp_path: Path, small_disk: Path
+) -> None:
     store = tiny_run.copy(small_disk / "artifacts", before="fit-tokenizer")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert dalle("show", tiny_run.results["curate"].ref.fingerprint, "--store", str(store)).code == 0
     assert dalle("ingest", "openmoji", "--store", str(store), *TINY).code == 0
-    refused(dalle("ingest", "openmoji", "--store", str(store), *TINY, "--set", "ingest.limit=40"), 1, str(small_disk), "--store")
+    refused(
+        dalle("ingest", "openmoji", "--store", str(store), *TINY, "--set", "ingest.limit=40"),
+        1,
+        str(small_disk),
+        "--store",
+    )
 
 
 def test_an_output_folder_that_cannot_be_made_is_said_before_any_work(store: Path, tmp_path: Path) -> None:
@@ -180,7 +211,14 @@ def test_an_output_folder_that_cannot_be_made_is_said_before_any_work(store: Pat
 
 def test_a_spool_that_cannot_be_made_names_its_variable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    said = dalle("ingest", "openmoji", "--store", str(tmp_path / "artifacts"), *TINY, DALLE_SPOOL=str(tmp_path / "file" / "spool"))
+    said = dalle(
+        "ingest",
+        "openmoji",
+        "--store",
+        str(tmp_path / "artifacts"),
+        *TINY,
+        DALLE_SPOOL=str(tmp_path / "file" / "spool"),
+    )
     refused(said, 1, "DALLE_SPOOL")
 
 
@@ -191,7 +229,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
@@ -207,7 +247,9 @@ def _fill(folder: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [0, 40_000])
-def test_a_full_spool_is_said_and_the_same_command_succeeds_afterwards(leave: int, small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_spool_is_said_and_the_same_command_succeeds_afterwards(
+    leave: int, small_disk: Path, tmp_path: Path
+) -> None:
     words = ("ingest", "openmoji", "--store", str(tmp_path / "artifacts"), "--json", *TINY)
     ballast = _fill(small_disk, leave)
     refused(dalle(*words, DALLE_SPOOL=str(small_disk / "spool")), 1, "no space left", "DALLE_SPOOL")
@@ -250,14 +292,32 @@ def test_a_bucket_that_is_not_there_is_named() -> None:
 
 @pytest.mark.server
 def test_a_server_that_is_not_there_is_said_soon() -> None:
-    env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    env = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+    }
     started = time.monotonic()
-    refused(dalle("ingest", "openmoji", "--store", f"s3://{BUCKET}/x", *TINY, **env), 1, env["AWS_ENDPOINT_URL"].removeprefix("http://"))
+    refused(
+        dalle("ingest", "openmoji", "--store", f"s3://{BUCKET}/x", *TINY, **env),
+        1,
+        env["AWS_ENDPOINT_URL"].removeprefix("http://"),
+    )
     assert time.monotonic() - started < 60
 
 
 @pytest.mark.server
 def test_a_prompt_file_that_is_not_in_its_bucket_is_named(store: Path, tmp_path: Path) -> None:
     uri = f"s3://{BUCKET}/prompts/none.txt"
-    said = dalle("generate", "--prompts", uri, "--store", str(store), "--out", str(tmp_path / "out"), *TINY, **shared("moto").env())
+    said = dalle(
+        "generate",
+        "--prompts",
+        uri,
+        "--store",
+        str(store),
+        "--out",
+        str(tmp_path / "out"),
+        *TINY,
+        **shared("moto").env(),
+    )
     refused(said, 1, uri, "does not exist")

@@ -29,8 +29,12 @@ def test_a_stopped_and_killed_prefect_run_leaves_no_process_and_goes_on(tiny_run
 
     for number, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
         before = newest()
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        assert wait_for(lambda before=before, p=process: newest() > before or p.poll() is not None, 240), "fit saved no checkpoint"
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert wait_for(lambda before=before, p=process: newest() > before or p.poll() is not None, 240), (
+            "fit saved no checkpoint"
+        )
         send(psutil.Process(process.pid), number)
         _, said = process.communicate(timeout=120)
         assert process.returncode == code, said

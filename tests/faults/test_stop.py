@@ -67,7 +67,13 @@ def test_a_deadline_saves_a_checkpoint_and_leaves_no_process(
     for deadline_s in (8.0, 30.0, 120.0):
         with pytest.raises(StepTimeout, match=rf"passed its deadline of {deadline_s:.0f} s; finished pieces are kept"):
             listen = _when("progress", started.set)
-            run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings.model_copy(update={"deadline_s": deadline_s}), listen)
+            run_step(
+                STAGES["fit"],
+                config,
+                tiny_run.inputs("fit"),
+                settings.model_copy(update={"deadline_s": deadline_s}),
+                listen,
+            )
         assert [p for p in marked(mark) if p.pid != os.getpid()] == []
         assert list(spool.glob("*")) == []
         if started.is_set():
@@ -83,9 +89,20 @@ def test_a_stopped_command_saves_a_checkpoint_and_the_next_run_goes_on(
 ) -> None:
     spool, mark = tmp_path / "spool", uuid.uuid4().hex
     sets = ("train.checkpoint_every=1000", "train.steps=150")
-    command = [*DALLE, "fit", tiny_run.results["encode"].ref.fingerprint, "--preset", "tiny", "--store", place.uri, *command_sets(*sets)]
+    command = [
+        *DALLE,
+        "fit",
+        tiny_run.results["encode"].ref.fingerprint,
+        "--preset",
+        "tiny",
+        "--store",
+        place.uri,
+        *command_sets(*sets),
+    ]
     env = marked_environment(mark, DALLE_SPOOL=str(spool))
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:
@@ -103,7 +120,9 @@ def test_a_stopped_command_saves_a_checkpoint_and_the_next_run_goes_on(
     assert len(saved) == 1 and 0 < saved[0] < 150, saved
     if number == signal.SIGTERM:
         log: list[str] = []
-        result = run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings, lambda e: log.append(e.get("text", "")))
+        result = run_step(
+            STAGES["fit"], config, tiny_run.inputs("fit"), settings, lambda e: log.append(e.get("text", ""))
+        )
         assert f"goes on from the checkpoint at step {saved[0]} of 150" in log
         assert not result.reused
 
@@ -113,10 +132,16 @@ def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(tmp_pat
     from tasks.launch import stop_group
 
     mark = uuid.uuid4().hex
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
     nested = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True); exec({stubborn!r})"
     process = subprocess.Popen(
-        [sys.executable, "-c", nested], env=marked_environment(mark), stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", nested],
+        env=marked_environment(mark),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
@@ -129,7 +154,12 @@ def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(tmp_pat
 def test_a_worker_ends_when_its_parent_is_killed(stage: str, tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before=stage)
     sets = LONG if stage == "fit" else ("ingest.limit=4000",)
-    driver = Driver(stage, section_of(stage, tiny_config(*sets)), tiny_run.inputs(stage), {"store": str(store), "spool": str(tmp_path / "spool")})
+    driver = Driver(
+        stage,
+        section_of(stage, tiny_config(*sets)),
+        tiny_run.inputs(stage),
+        {"store": str(store), "spool": str(tmp_path / "spool")},
+    )
     driver.start()
     parts = store / "parts"
     wanted = 3 if stage == "ingest" else 2  # processes: the driver and the worker, and decoders of the worker

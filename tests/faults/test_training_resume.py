@@ -36,7 +36,9 @@ def _same(tiny: TinyRun, stage: str, store: Store) -> None:
 
 
 @pytest.mark.parametrize("stage", TRAINED)
-def test_killed_after_each_checkpoint_the_curve_and_the_weights_are_the_same(stage: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_killed_after_each_checkpoint_the_curve_and_the_weights_are_the_same(
+    stage: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before=stage)
     driver = _driver(tiny_run, stage, store, tmp_path / "spool")
     fingerprint = tiny_run.results[stage].ref.fingerprint
@@ -49,8 +51,12 @@ def test_killed_after_each_checkpoint_the_curve_and_the_weights_are_the_same(sta
     _same(tiny_run, stage, Store.open(store))
 
 
-@pytest.mark.parametrize(("stage", "damage"), [("fit-tokenizer", "flipped bit"), ("fit", "cut short"), ("fit", "zero tail")])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stage: str, damage: str, tiny_run: TinyRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "damage"), [("fit-tokenizer", "flipped bit"), ("fit", "cut short"), ("fit", "zero tail")]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    stage: str, damage: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
     folder = tiny_run.copy(tmp_path / "artifacts", before=stage)
     fingerprint = tiny_run.results[stage].ref.fingerprint
     driver = _driver(tiny_run, stage, folder, tmp_path / "spool")
@@ -69,7 +75,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stage: str, dama
     path.write_bytes(data)
     log: list[str] = []
     settings = Settings(store=str(folder), spool=tmp_path / "spool")
-    run_step(STAGES[stage], section_of(stage, tiny_run.config), tiny_run.inputs(stage), settings, lambda e: log.append(str(e.get("text", ""))))
+    run_step(
+        STAGES[stage],
+        section_of(stage, tiny_run.config),
+        tiny_run.inputs(stage),
+        settings,
+        lambda e: log.append(str(e.get("text", ""))),
+    )
     said = "\n".join(log)
     assert "goes on from the checkpoint at step 3 of 9" in said
     assert "step 6 is damaged and is passed over" in said or "piece 6 is made again" in said, said

@@ -24,7 +24,15 @@ def same_artifacts(payload: dict[str, Any], tiny: TinyRun) -> None:
 
 
 def test_the_undisturbed_run_made_all_seven_kinds_and_counts_add_up(tiny_run: TinyRun) -> None:
-    assert [tiny_run.manifest(stage).kind for stage in ORDER] == ["pairs", "curated", "tokenizer", "tokens", "model", "evaluation", "generations"]
+    assert [tiny_run.manifest(stage).kind for stage in ORDER] == [
+        "pairs",
+        "curated",
+        "tokenizer",
+        "tokens",
+        "model",
+        "evaluation",
+        "generations",
+    ]
     for stage in ORDER:
         manifest = tiny_run.manifest(stage)
         assert tiny_run.store.verify(manifest) == []
@@ -48,7 +56,11 @@ def test_prefect_tasks_make_what_plain_functions_make(tiny_run: TinyRun, tmp_pat
     store = tiny_run.copy(tmp_path / "artifacts", before="evaluate")
     words = ["run", "tiny", "--store", str(store), "--out", str(tmp_path / "out"), "--json", *command_sets()]
     ended = subprocess.run(
-        [*DALLE, *words], env=marked_environment("prefect-chain", DALLE_SPOOL=str(tmp_path / "spool")), capture_output=True, text=True, timeout=500
+        [*DALLE, *words],
+        env=marked_environment("prefect-chain", DALLE_SPOOL=str(tmp_path / "spool")),
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert ended.returncode == 0, ended.stderr
     payload = json.loads(ended.stdout.splitlines()[-1])
@@ -95,11 +107,25 @@ def test_batch_and_shard_sizes_of_drawing_do_not_change_the_pictures(tiny_run: T
     import pyarrow.parquet as pq
 
     store = tiny_run.copy(tmp_path / "artifacts")
-    config = tiny_config("generate.batch_size=3", "generate.rows_per_shard=5", 'generate.prompts=["a cat", "clown face", "red heart"]', "generate.n=3")
-    result = run_step(STAGES["generate"], config.generate, tiny_run.inputs("generate"), Settings(store=str(store), spool=tmp_path / "spool"))
+    config = tiny_config(
+        "generate.batch_size=3",
+        "generate.rows_per_shard=5",
+        'generate.prompts=["a cat", "clown face", "red heart"]',
+        "generate.n=3",
+    )
+    result = run_step(
+        STAGES["generate"],
+        config.generate,
+        tiny_run.inputs("generate"),
+        Settings(store=str(store), spool=tmp_path / "spool"),
+    )
 
     def pictures(manifest: Any, store: Any) -> dict[tuple[str, int], bytes]:
-        rows = [row for o in manifest.objects_of("generations") for row in pq.read_table(io.BytesIO(store.read(o))).to_pylist()]
+        rows = [
+            row
+            for o in manifest.objects_of("generations")
+            for row in pq.read_table(io.BytesIO(store.read(o))).to_pylist()
+        ]
         return {(row["prompt"], row["index"]): row["image"] for row in rows}
 
     before = pictures(tiny_run.manifest("generate"), tiny_run.store)

@@ -59,7 +59,13 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tiny_run: TinyRun, tmp_
 
     with rclone() as server:
         uri = server.uri()
-        driver = Driver("ingest", section_of("ingest", tiny_run.config), {}, {"store": uri, "spool": str(tmp_path / "spool")}, server.env()).start()
+        driver = Driver(
+            "ingest",
+            section_of("ingest", tiny_run.config),
+            {},
+            {"store": uri, "spool": str(tmp_path / "spool")},
+            server.env(),
+        ).start()
         store = server.store(uri)
         deadline = time.monotonic() + 120
         while not store.keys("parts/") and time.monotonic() < deadline:

@@ -15,7 +15,22 @@ from support.tiny import ORDER, TinyRun, command_sets, fingerprints, tiny_config
 
 from flows.presets import PRESETS
 
-COMMANDS = ("run", *ORDER, "ls", "show", "verify", "explain", "promote", "rollback", "sweep", "presets", "config", "doctor", "deploy", "up")
+COMMANDS = (
+    "run",
+    *ORDER,
+    "ls",
+    "show",
+    "verify",
+    "explain",
+    "promote",
+    "rollback",
+    "sweep",
+    "presets",
+    "config",
+    "doctor",
+    "deploy",
+    "up",
+)
 ENTRY_KEYS = {"fingerprint", "uri", "manifest_sha256", "rows", "bytes", "reused", "seconds"}
 
 
@@ -100,7 +115,11 @@ def test_a_second_run_does_no_work_says_so_and_is_quick(tiny_run: TinyRun, store
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file; the probe's lock file aside."""
-    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 ALL, AFTER_INGEST, AFTER_CURATE = ORDER, ORDER[1:], ORDER[2:]
@@ -140,7 +159,10 @@ def test_one_knob_reruns_exactly_what_depends_on_it(knob: str, reruns: tuple[str
 
 def test_the_same_values_written_otherwise_rerun_nothing(tiny_run: TinyRun) -> None:
     before = {stage: result.ref.fingerprint for stage, result in tiny_run.results.items()}
-    assert fingerprints(tiny_config("ingest.limit=96", "train.optim.steps=9", "fit.train.optim.batch_size=8"), tiny_run) == before
+    assert (
+        fingerprints(tiny_config("ingest.limit=96", "train.optim.steps=9", "fit.train.optim.batch_size=8"), tiny_run)
+        == before
+    )
 
 
 def test_a_changed_knob_runs_that_stage_and_reuses_the_others(tiny_run: TinyRun, store: str, tmp_path: Path) -> None:
@@ -168,7 +190,18 @@ def test_each_stage_command_finds_what_the_chain_made(tiny_run: TinyRun, shared:
     }
     assert tiny_config().generate.n == 2
     prompts = tiny_config().generate.prompts
-    commands["generate"] = ("generate", *prompts, "--model", made["fit"], "--n", "2", "--seed", "0", "--out", str(tmp_path / "generate"))
+    commands["generate"] = (
+        "generate",
+        *prompts,
+        "--model",
+        made["fit"],
+        "--n",
+        "2",
+        "--seed",
+        "0",
+        "--out",
+        str(tmp_path / "generate"),
+    )
     for stage, words in commands.items():
         said = dalle(*words, "--preset", "tiny", "--store", shared, "--json", *command_sets())
         assert said.code == 0, said
@@ -181,7 +214,21 @@ def test_generate_writes_pictures_a_table_and_a_gallery(tiny_run: TinyRun, store
     out = tmp_path / "pictures"
     file = tmp_path / "prompts.txt"
     file.write_text("a Red Heart!\n")
-    words = ("a red heart", "über/../cat", "--prompts", str(file), "--n", "2", "--seed", "7", "--store", store, "--out", str(out), "--json")
+    words = (
+        "a red heart",
+        "über/../cat",
+        "--prompts",
+        str(file),
+        "--n",
+        "2",
+        "--seed",
+        "7",
+        "--store",
+        store,
+        "--out",
+        str(out),
+        "--json",
+    )
     said = dalle("generate", *words)  # the model made last is the default
     assert said.code == 0, said
     names = sorted(p.name for p in out.iterdir())
@@ -212,7 +259,15 @@ def test_a_reference_is_a_fingerprint_a_prefix_a_uri_or_a_name(tiny_run: TinyRun
     fingerprint = tiny_run.results["fit"].ref.fingerprint
     assert dalle("promote", fingerprint[:12], "--as", "best", "--store", store).code == 0
     key = f"manifests/fit/{fingerprint}.json"
-    for ref in (fingerprint, fingerprint[:8], fingerprint.upper(), f"file://{store}/{key}", f"{store}/{key}", key, "best"):
+    for ref in (
+        fingerprint,
+        fingerprint[:8],
+        fingerprint.upper(),
+        f"file://{store}/{key}",
+        f"{store}/{key}",
+        key,
+        "best",
+    ):
         said = dalle("show", ref, "--store", store, "--json")
         assert said.code == 0, (ref, said)
         assert said.payload["fingerprint"] == fingerprint
@@ -237,7 +292,9 @@ def test_names_move_and_go_back(tiny_run: TinyRun, store: str) -> None:
 def test_ls_lists_all_in_the_order_they_were_made_or_one_kind(tiny_run: TinyRun, shared: str, tmp_path: Path) -> None:
     said = dalle("ls", "--store", shared, "--json")
     assert tuple(a["step"] for a in said.payload["artifacts"]) == ORDER
-    assert [a["step"] for a in dalle("ls", "--kind", "model", "--store", shared, "--json").payload["artifacts"]] == ["fit"]
+    assert [a["step"] for a in dalle("ls", "--kind", "model", "--store", shared, "--json").payload["artifacts"]] == [
+        "fit"
+    ]
     lines = dalle("ls", "--store", shared).out
     assert all(tiny_run.results[stage].ref.fingerprint[:12] in lines for stage in ORDER)
     empty = dalle("ls", "--store", str(tmp_path / "nowhere"))
@@ -252,7 +309,9 @@ def test_show_names_inputs_settings_figures_and_objects(stage: str, tiny_run: Ti
     assert said.code == 0
     for word in (manifest.sha256, *(i.fingerprint[:12] for i in manifest.inputs), *(o.key for o in manifest.objects)):
         assert word in said.out
-    assert dalle("show", manifest.fingerprint, "--store", shared, "--json").payload["objects"] == [o.model_dump() for o in manifest.objects]
+    assert dalle("show", manifest.fingerprint, "--store", shared, "--json").payload["objects"] == [
+        o.model_dump() for o in manifest.objects
+    ]
 
 
 def test_verify_names_the_object_in_which_one_byte_differs(tiny_run: TinyRun, store: str) -> None:
@@ -269,7 +328,9 @@ def test_verify_names_the_object_in_which_one_byte_differs(tiny_run: TinyRun, st
     assert [p["key"] for p in bad.payload["problems"]] == [weights.key]
     assert weights.key in bad.err
     (Path(store) / manifest.objects[-1].key).unlink()
-    assert {p["key"] for p in dalle("verify", manifest.fingerprint, "--store", store, "--json").payload["problems"]} == {weights.key, manifest.objects[-1].key}
+    assert {
+        p["key"] for p in dalle("verify", manifest.fingerprint, "--store", store, "--json").payload["problems"]
+    } == {weights.key, manifest.objects[-1].key}
 
 
 def test_what_was_found_damaged_is_made_again_and_is_whole_then(tiny_run: TinyRun, store: str) -> None:
@@ -277,7 +338,16 @@ def test_what_was_found_damaged_is_made_again_and_is_whole_then(tiny_run: TinyRu
     path = Path(store) / manifest.object_of("curated").key
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert dalle("verify", manifest.fingerprint, "--store", store).code == 1
-    said = dalle("curate", tiny_run.results["ingest"].ref.fingerprint, "--preset", "tiny", "--store", store, "--json", *command_sets())
+    said = dalle(
+        "curate",
+        tiny_run.results["ingest"].ref.fingerprint,
+        "--preset",
+        "tiny",
+        "--store",
+        store,
+        "--json",
+        *command_sets(),
+    )
     assert said.code == 0, said
     assert said.payload["artifacts"]["curate"]["reused"] is False
     assert said.payload["artifacts"]["curate"]["manifest_sha256"] == manifest.sha256
@@ -302,7 +372,9 @@ def test_explain_says_why_an_artifact_was_made_and_what_would_run(tiny_run: Tiny
 def test_explain_names_the_knob_that_separates_two_artifacts(tiny_run: TinyRun, store: str, tmp_path: Path) -> None:
     pairs = tiny_run.results["ingest"].ref.fingerprint
     sets = command_sets("curate.max_aspect=2.5")
-    made = dalle("curate", pairs, "--preset", "tiny", "--store", store, "--json", *sets).payload["artifacts"]["curate"]["fingerprint"]
+    made = dalle("curate", pairs, "--preset", "tiny", "--store", store, "--json", *sets).payload["artifacts"]["curate"][
+        "fingerprint"
+    ]
     said = dalle("explain", made, "--store", store)
     assert "max_aspect 3.0 -> 2.5" in said.out
 

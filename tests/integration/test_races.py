@@ -12,7 +12,9 @@ from tasks.store import Store
 
 def _race(tiny: TinyRun, stage: str, store: Store, spool: Path, env: dict[str, str], racers: int = 2) -> None:
     settings = {"store": store.uri, "spool": str(spool)}
-    drivers = [Driver(stage, section_of(stage, tiny.config), tiny.inputs(stage), settings, env).start() for _ in range(racers)]
+    drivers = [
+        Driver(stage, section_of(stage, tiny.config), tiny.inputs(stage), settings, env).start() for _ in range(racers)
+    ]
     answers = [driver.finish() for driver in drivers]
     want = tiny.results[stage].ref
     assert [a["ref"]["manifest_sha256"] for a in answers] == [want.manifest_sha256] * racers

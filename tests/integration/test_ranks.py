@@ -27,7 +27,12 @@ def test_two_ranks_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "dtype": "float32"}
     two = _manifest(store, Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start().finish())
     alone = tiny_run.copy(tmp_path / "alone", before="fit")
-    one = _manifest(alone, Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings | {"store": str(alone), "ranks": 1}).start().finish())
+    one = _manifest(
+        alone,
+        Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings | {"store": str(alone), "ranks": 1})
+        .start()
+        .finish(),
+    )
     assert two.facts["ranks"] == 2 and one.facts["ranks"] == 1
     losses = [name for name in one.stats if "loss" in name]
     assert losses
@@ -41,7 +46,13 @@ def test_a_deadline_ends_both_ranks_with_a_checkpoint(tiny_run: TinyRun, tmp_pat
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     mark = uuid.uuid4().hex
     config = section_of("fit", tiny_config("train.steps=100000", "train.checkpoint_every=100000"))
-    driver = Driver("fit", config, tiny_run.inputs("fit"), {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "deadline_s": 60.0}, mark=mark)
+    driver = Driver(
+        "fit",
+        config,
+        tiny_run.inputs("fit"),
+        {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "deadline_s": 60.0},
+        mark=mark,
+    )
     driver.start()
     assert wait_for(lambda: _ranks(mark) == 2, 55), "both ranks run before the deadline"
     code, _, err = driver.wait()
@@ -63,10 +74,18 @@ def _ranks(mark: str) -> int:
 def test_killed_ranks_are_a_named_error_and_the_next_run_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "grace_s": 3.0}
-    driver = Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start(DALLE_FAULT="checkpoint.after_receipt")
+    driver = Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start(
+        DALLE_FAULT="checkpoint.after_receipt"
+    )
     code, _, err = driver.wait()
     assert code == 1 and "StepFailed" in err, err
     assert driver.gone() == []
     log: list[str] = []
-    run_step(STAGES["fit"], tiny_run.config.fit, tiny_run.inputs("fit"), Settings(**settings), lambda e: log.append(str(e.get("text", ""))))
+    run_step(
+        STAGES["fit"],
+        tiny_run.config.fit,
+        tiny_run.inputs("fit"),
+        Settings(**settings),
+        lambda e: log.append(str(e.get("text", ""))),
+    )
     assert "goes on from the checkpoint at step 3 of 9" in log

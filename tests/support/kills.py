@@ -46,8 +46,12 @@ class Tally:
     def line(self, goal: int) -> str:
         """``NAME measured goal PASS|FAIL`` with the seed."""
         verdict = "PASS" if self.kills >= goal and not self.problems else "FAIL"
-        detail = f"seed={self.seed} rounds={self.rounds} " + " ".join(f"{k}={v}" for k, v in sorted(self.by_way.items()))
-        return f"kill.{self.stage} {self.kills}-kills-{len(self.problems)}-wrong {goal}-kills-0-wrong {verdict} {detail}"
+        detail = f"seed={self.seed} rounds={self.rounds} " + " ".join(
+            f"{k}={v}" for k, v in sorted(self.by_way.items())
+        )
+        return (
+            f"kill.{self.stage} {self.kills}-kills-{len(self.problems)}-wrong {goal}-kills-0-wrong {verdict} {detail}"
+        )
 
 
 def aimed_moments(stage: str) -> tuple[str, ...]:

@@ -83,7 +83,9 @@ class Driver:
     def kill(self, what: str) -> None:
         """SIGKILL to ``all`` its processes at once, to the ``parent`` only, or to the ``child`` only."""
         assert self.process is not None
-        victims = {"all": self.processes, "child": self.workers, "parent": lambda: [psutil.Process(self.process.pid)]}[what]  # type: ignore[union-attr]
+        victims = {"all": self.processes, "child": self.workers, "parent": lambda: [psutil.Process(self.process.pid)]}[
+            what
+        ]  # type: ignore[union-attr]
         try:
             for victim in victims():
                 send(victim, signal.SIGKILL)

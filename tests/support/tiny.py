@@ -103,7 +103,10 @@ class TinyRun:
         stages = ORDER[: ORDER.index(before)] if before else ORDER
         for stage in stages:
             manifest = self.manifest(stage)
-            for key in (*(o.key for o in manifest.objects), self.store.manifest_key(manifest.step, manifest.fingerprint)):
+            for key in (
+                *(o.key for o in manifest.objects),
+                self.store.manifest_key(manifest.step, manifest.fingerprint),
+            ):
                 target = folder / key
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.folder / key, target)

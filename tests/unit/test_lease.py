@@ -27,13 +27,17 @@ def holder(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def test_a_device_that_is_held_is_refused_with_its_holder(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
     log: list[str] = []
-    with pytest.raises(DeviceError, match=rf"device gpu-a is held by process {holder.pid} for over 0 s; .* DALLE_GPU_WAIT_S"):
+    with pytest.raises(
+        DeviceError, match=rf"device gpu-a is held by process {holder.pid} for over 0 s; .* DALLE_GPU_WAIT_S"
+    ):
         lease("gpu-a", tmp_path, wait_s=0.3, log=log.append)
     assert log == [f"waiting for device gpu-a, held by process {holder.pid}"]
     lease("gpu-b", tmp_path, wait_s=0, log=log.append).release()
 
 
-def test_a_waiter_gets_the_device_within_a_second_after_its_holder_was_killed(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
+def test_a_waiter_gets_the_device_within_a_second_after_its_holder_was_killed(
+    holder: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
     import threading
 
     def kill() -> None:
