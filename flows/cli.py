@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -36,13 +36,13 @@ Store = Annotated[
     ),
 ]
 Sets = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
         help="Change one knob, e.g. `--set train.steps=200`. Repeatable; `dalle config` lists all.",
     ),
-]  # noqa: UP045 - typer
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the trace of an error and Prefect's log.")]
 Device = Annotated[str, typer.Option("--device", envvar="DALLE_DEVICE", help="auto, cpu, mps, cuda or cuda:N.")]
@@ -74,7 +74,7 @@ def _settings(store: str, device: str = "auto", deadline: float = 0.0) -> Any:
 
 
 def _first_problem(error: ValueError) -> str:
-    problems: list[dict[str, Any]] = getattr(error, "errors", lambda: [])()
+    problems: list[dict[str, Any]] = getattr(error, "errors", list)()
     if not problems:
         return str(error)
     where = ".".join(str(part) for part in problems[0]["loc"])
@@ -221,7 +221,7 @@ def evaluate(
 
 @app.command()
 def generate(
-    prompts: Annotated[Optional[list[str]], typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,  # noqa: UP045 - typer
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,
     prompts_uri: Annotated[
         str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv or parquet.")
     ] = "",
@@ -417,13 +417,13 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the Prefect UI and API.")] = 4200,
     store: Store = DEFAULT_STORE,
     home: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--home",
             metavar="DIR",
             help="Folder of Prefect's database; PREFECT_HOME, or a folder of ours where that is not set.",
         ),
-    ] = None,  # noqa: UP045 - typer
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Server, worker and deployments on this machine, until Ctrl-C."""
