@@ -130,6 +130,7 @@ class _Machine:
         environment = QUIET | {
             "PREFECT_HOME": str(self._lease.home),
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._lease.home / "ui"),
+            "PREFECT_SERVER_UI_API_URL": "/api",  # where the page came from; the default is port 4200, whatever --port says
         }
         print(f"starting Prefect's server on {self._address} ...", flush=True)
         log = self._lease.home / "server.log"
