@@ -4,15 +4,15 @@ from dalle_model.config import IngestConfig
 from dalle_model.errors import UsageError
 from dalle_model.sources.base import Source
 
-KINDS = ("openmoji", "imagefolder", "hf", "parquet")
+KINDS = ("openmoji", "scenes", "imagefolder", "hf", "parquet")
 
 
 def split_source(source: str) -> tuple[str, str]:
     """("imagefolder", "PATH") of "imagefolder:PATH". UsageError names the kinds."""
     kind, _, rest = source.partition(":")
-    if kind not in KINDS or (kind == "openmoji") == bool(rest):
+    if kind not in KINDS or (kind != "scenes" and (kind == "openmoji") == bool(rest)):
         raise UsageError(
-            f"unknown source {source!r}; give openmoji, imagefolder:PATH, hf:NAME[:config][:split] or parquet:PATH"
+            f"unknown source {source!r}; give openmoji, imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH or scenes[:COUNT]"
         )
     return kind, rest
 
@@ -25,6 +25,10 @@ def open_source(config: IngestConfig) -> Source:
         from dalle_model.sources.openmoji import OpenMoji
 
         return OpenMoji()
+    if kind == "scenes":
+        from dalle_model.sources.scenes import Scenes
+
+        return Scenes(rest, config.image_px)
     if kind == "imagefolder":
         from dalle_model.sources.imagefolder import ImageFolder
 

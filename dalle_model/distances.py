@@ -1,0 +1,187 @@
+"""How far two sets of pictures lie apart, on any features [n, d]; and how sure a figure is.
+
+All in float64 with NumPy alone. None of these depends on where the features come from, so a figure means something
+only together with the name of its features, the number of pictures, and the reference set.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dalle_model.errors import DataError
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+Interval = tuple[float, float]
+
+_BLOCK_ROWS = 1024
+
+
+def frechet(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Squared Frechet distance of two Gaussians with the means and covariances of features [n, d] and [m, d].
+
+    Dowson and Landau 1982; on Inception features it is FID (Heusel et al. 2017, arXiv 1706.08500). It grows as n falls,
+    so only figures of equal n compare. Covariances have the divisor n - 1.
+    """
+    a, b = _features(a, b)
+    mean_part = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), which is symmetric: its root is real, whatever the rank.
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    middle = np.linalg.eigvalsh(root @ cov_b @ root)
+    trace = float(np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(middle, 0)).sum())
+    return max(mean_part + trace, 0.0)
+
+
+def sliced_wasserstein(a: npt.ArrayLike, b: npt.ArrayLike, *, num_projections: int = 128, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance of features [n, d] and [m, d]: the root of the mean over fixed random directions.
+
+    Rabin et al. 2012; Bonneel et al. 2015. In one dimension the optimal plan is sorting; sets of different size are
+    coupled by their quantiles, exactly. Directions are uniform on the sphere, from Philox with ``seed``.
+    """
+    a, b = _features(a, b)
+    directions = np.random.Generator(np.random.Philox(seed)).normal(size=(a.shape[1], num_projections))
+    directions /= np.linalg.norm(directions, axis=0)
+    sorted_a, sorted_b = np.sort(a @ directions, axis=0), np.sort(b @ directions, axis=0)
+    n, m = len(a), len(b)
+    # Mass moves in pieces between neighbouring levels i/n and j/m; counted in units of 1/(n m), all is whole numbers.
+    levels = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
+    starts, mass = levels[:-1], np.diff(levels) / (n * m)
+    moved = (sorted_a[starts // m] - sorted_b[starts // n]) ** 2
+    return float(np.sqrt((mass @ moved).mean()))
+
+
+def squared_distances(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Squared Euclidean distances [n, m] between rows of [n, d] and [m, d]; never negative, zero for equal rows."""
+    out = np.empty((len(a), len(b)))
+    centre = b.mean(0)  # the difference of large sums cancels; around the centre the sums are small
+    b = b - centre
+    norms = (b * b).sum(1)
+    for start in range(0, len(a), _BLOCK_ROWS):
+        rows = a[start : start + _BLOCK_ROWS] - centre
+        block = (rows * rows).sum(1)[:, None] + norms - 2 * rows @ b.T
+        scale = (rows * rows).sum(1)[:, None] + norms
+        # Below the rounding of the sums, a distance is none: copies are found as copies.
+        out[start : start + _BLOCK_ROWS] = np.where(block <= 1e-12 * scale, 0.0, block)
+    return out
+
+
+def nearest_distances(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
+    """Distance from each row of ``a`` [n, d] to the nearest of ``b`` [m, d], and its row there -> [n], int64 [n]."""
+    a, b = _features(a, b)
+    distances = np.empty(len(a))
+    rows = np.empty(len(a), np.int64)
+    for start in range(0, len(a), _BLOCK_ROWS):
+        block = squared_distances(a[start : start + _BLOCK_ROWS], b)
+        found = block.argmin(1)
+        rows[start : start + _BLOCK_ROWS] = found
+        distances[start : start + _BLOCK_ROWS] = np.sqrt(block[np.arange(len(block)), found])
+    return distances, rows
+
+
+def _radii(x: FloatArray, k: int) -> FloatArray:
+    """Squared distance from each row [n, d] to its k-th nearest other row -> [n]."""
+    if not 1 <= k < len(x):
+        raise DataError(f"{len(x)} pictures have no {k} neighbours each; measure at least {k + 1}, or lower k")
+    squared = squared_distances(x, x)
+    np.fill_diagonal(squared, 0.0)
+    return np.partition(squared, k, axis=1)[:, k]
+
+
+def precision_recall(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 3) -> tuple[FloatArray, FloatArray]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991); the figures are the means.
+
+    real [n, d], made [m, d] -> (1.0 where a made one lies in the ball of any real one [m], where a real one lies in the
+    ball of any made one [n]). A ball reaches to the k-th nearest neighbour in the same set.
+    """
+    real, made = _features(real, made)
+    squared = squared_distances(real, made)
+    precision: BoolArray = (squared <= _radii(real, k)[:, None]).any(0)
+    recall: BoolArray = (squared <= _radii(made, k)[None, :]).any(1)
+    return np.asarray(precision, np.float64), np.asarray(recall, np.float64)
+
+
+def density_coverage(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 5) -> tuple[FloatArray, FloatArray]:
+    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797); the figures are the means.
+
+    real [n, d], made [m, d] -> (balls of real ones that a made one lies in, over k [m]; 1.0 where the ball of a real one
+    holds any made one [n]). For two samples of one distribution the density is 1 and the coverage 1 - 2^-k at best.
+    """
+    real, made = _features(real, made)
+    within: BoolArray = squared_distances(real, made) < _radii(real, k)[:, None]
+    density, covered = np.asarray(within.sum(0) / k, np.float64), np.asarray(within.any(1), np.float64)
+    return density, covered
+
+
+def mean_distance(x: npt.ArrayLike, groups: IntArray | None = None) -> float:
+    """Mean Euclidean distance between different rows of [n, d]; with ``groups`` int [n], between rows of one group.
+
+    0.0 when there is no such pair.
+    """
+    (x,) = _features(x)
+    pairs = ~np.eye(len(x), dtype=np.bool_)
+    if groups is not None:
+        pairs &= groups[:, None] == groups[None, :]
+    return float(np.sqrt(squared_distances(x, x)[pairs]).mean()) if pairs.any() else 0.0
+
+
+# --- how sure a figure is --------------------------------------------------------------------------------------------
+
+
+def share_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
+    """95 % percentile bootstrap interval (Efron 1979) of the mean of values [n]."""
+    given = np.asarray(values, np.float64)
+    if not given.size:
+        raise DataError("no values to take an interval of; measure at least one picture")
+    draws = np.random.Generator(np.random.Philox(seed)).integers(0, len(given), (resamples, len(given)))
+    low, high = np.quantile(given[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def corrected_distance(
+    distance: Callable[[FloatArray, FloatArray], float],
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    *,
+    paired: bool = False,
+    resamples: int = 200,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """(distance less its bootstrap bias, 95 % basic bootstrap interval), none below 0.
+
+    A distance between samples lies above that of their distributions, and of resamples above that of the samples by
+    about as much again; the basic interval (Davison and Hinkley 1997, section 5.2) mirrors the resamples at the value,
+    which takes this off. ``paired``: row i of both belongs to one caption, and captions are drawn.
+    """
+    a, b = _features(a, b)
+    if paired and len(a) != len(b):
+        raise DataError(f"{len(a)} rows cannot be paired with {len(b)}; give one row per caption in both")
+    value = distance(a, b)
+    rng = np.random.Generator(np.random.Philox(seed))
+    again = np.empty(resamples)
+    for number in range(resamples):
+        rows_a = rng.integers(0, len(a), len(a))
+        rows_b = rows_a if paired else rng.integers(0, len(b), len(b))
+        again[number] = distance(a[rows_a], b[rows_b])
+    low, high = np.quantile(again, [0.025, 0.975])
+    estimate, bottom, top = (max(0.0, 2 * value - x) for x in (float(again.mean()), float(high), float(low)))
+    return estimate, (bottom, top)
+
+
+def _features(*sets: npt.ArrayLike) -> list[FloatArray]:
+    """As float64 [n, d]. DataError when they are not, hold a number that is not finite, or differ in width."""
+    arrays = [np.asarray(x, np.float64) for x in sets]
+    if any(x.ndim != 2 or len(x) < 2 for x in arrays) or len({x.shape[1] for x in arrays}) != 1:
+        raise DataError(
+            f"features of shapes {_shapes(arrays)}; expected [pictures, width] of one width and two pictures at least"
+        )
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise DataError(f"features of shapes {_shapes(arrays)} hold numbers that are not finite; look at the pictures")
+    return arrays
+
+
+def _shapes(arrays: Sequence[FloatArray]) -> str:
+    return ", ".join(str(list(x.shape)) for x in arrays)
