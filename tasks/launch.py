@@ -107,8 +107,8 @@ def launch(spec: JobSpec, settings: Settings, listener: Listener, *, ranks: int 
     """Run one job to its end in its own process group.
 
     Returns after the child committed its manifest. Raises the child's own error, StepTimeout after
-    ``settings.deadline_s`` or ``settings.silence_s``, StepFailed when it died without a word. Whatever ends this
-    call, KeyboardInterrupt and cancellation included, no process of the group is left.
+    ``settings.deadline_s``, StepFailed when it died without a word or was silent for ``settings.silence_s``.
+    Whatever ends this call, KeyboardInterrupt and cancellation included, no process of the group is left.
     """
     with spool_folder(settings.spool, spec.fingerprint) as folder:
         spec_path = folder / "spec.json"
@@ -161,7 +161,7 @@ def _listen(process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings,
                 f"step {spec.stage} passed its deadline of {settings.deadline_s:.0f} s; finished pieces are kept, run it again with a longer --deadline to go on"
             )
         if now - heard > settings.silence_s:
-            raise StepTimeout(
+            raise StepFailed(
                 f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s; run it again to go on from its last finished piece"
             )
     code = process.wait()

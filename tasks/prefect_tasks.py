@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from dalle_model.config import Section
-from dalle_model.errors import CommitConflict, DalleError, StepFailed, StoreUnreachable
+from dalle_model.errors import CommitConflict, DalleError, StepFailed, StepTimeout, StoreUnreachable
 from tasks.artifacts import ArtifactRef
 from tasks.display import step_display
 from tasks.plain import Step, bind
@@ -19,7 +19,8 @@ from tasks.settings import Settings
 from tasks.step import Stage, StepResult, open_store, run_step
 from tasks.ui import ProgressReporter, publish
 
-# Worth another try: a killed child, a store out of reach, or a failure nobody foresaw. A wrong setting stays wrong.
+# Worth another try: a killed child, a store out of reach, or a failure nobody foresaw. A wrong setting stays wrong,
+# and a deadline was set to be kept: what goes on after it was asked for by nobody.
 _TRANSIENT = (StepFailed, StoreUnreachable, CommitConflict)
 
 
@@ -27,6 +28,8 @@ def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
     try:
         state.result(raise_on_failure=True)
     except Exception as error:
+        if isinstance(error, StepTimeout):
+            return False
         return isinstance(error, _TRANSIENT) or not isinstance(error, DalleError)
     return False
 

@@ -14,7 +14,7 @@ import pytest
 from support.processes import DALLE, Driver, marked, marked_environment, wait_for
 from support.tiny import TinyRun, command_sets, section_of, tiny_config
 
-from dalle_model.errors import StepTimeout
+from dalle_model.errors import StepFailed, StepTimeout
 from tasks.settings import Settings
 from tasks.stages import STAGES
 from tasks.step import plan, run_step
@@ -181,7 +181,7 @@ def test_silence_is_noticed(tiny_run: TinyRun, place: Store, tmp_path: Path) -> 
                     process.suspend()
 
         short = settings.model_copy(update={"silence_s": 3.0})
-        with pytest.raises(StepTimeout, match="gave no sign of life for 3 s"):
+        with pytest.raises(StepFailed, match="gave no sign of life for 3 s"):
             run_step(STAGES["fit"], config, tiny_run.inputs("fit"), short, _when("alive", freeze))
         assert [p for p in marked(mark) if p.pid != os.getpid()] == []
     finally:
