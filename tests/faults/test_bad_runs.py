@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.commands import Said, dalle
 from support.object_stores import BUCKET, KEY, SECRET, free_port, shared
+from support.processes import DALLE
 from support.tiny import TinyRun, command_sets
 
 TINY = ("--preset", "tiny", *command_sets())
@@ -321,3 +322,17 @@ def test_a_prompt_file_that_is_not_in_its_bucket_is_named(store: Path, tmp_path:
         **shared("moto").env(),
     )
     refused(said, 1, uri, "does not exist")
+
+
+# Prefect
+
+
+def test_a_prefect_api_that_does_not_answer_is_named_with_the_ways_out(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    command = [*DALLE, "run", "tiny", "--store", str(tmp_path / "artifacts"), "--out", str(tmp_path / "out")]
+    ended = subprocess.run(
+        command, env=os.environ | {"PREFECT_API_URL": url}, capture_output=True, text=True, timeout=200
+    )
+    said = Said(ended.returncode, ended.stdout, ended.stderr)
+    refused(said, 1, url, "does not answer", "dalle up", "unset PREFECT_API_URL")
+    assert not (tmp_path / "artifacts").exists()

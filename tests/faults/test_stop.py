@@ -64,7 +64,7 @@ def test_a_deadline_saves_a_checkpoint_and_leaves_no_process(
     config, settings = _fit(place, spool, *LONG)
     started = threading.Event()
     # The deadline counts from the start of the child, whose imports take from one to thirty seconds here.
-    for deadline_s in (8.0, 30.0, 120.0):
+    for deadline_s in (6.0, 30.0, 120.0):
         with pytest.raises(StepTimeout, match=rf"passed its deadline of {deadline_s:.0f} s; finished pieces are kept"):
             listen = _when("progress", started.set)
             run_step(
