@@ -86,6 +86,8 @@ def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
         limit = space + start["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     _write(outputs, {"ready": True})
+    # libtiff and others print what they think of a file; a folder of rubbish must not bury the log.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while head := inputs.read(_HEADER.size):
         text, payload = _HEADER.unpack(head)
         sizes = json.loads(inputs.read(text))["sizes"]

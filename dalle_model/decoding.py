@@ -226,7 +226,7 @@ def _rows_are_missing(data: bytes, image: Image.Image) -> bool:
             while inflater.unconsumed_tail:
                 found += len(inflater.decompress(inflater.unconsumed_tail, 1 << 20))
         at += 12 + length
-    return found < height * row_bytes
+    return bool(found < height * row_bytes)
 
 
 def _orientation(image: Image.Image) -> int:

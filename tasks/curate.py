@@ -123,22 +123,23 @@ def _curated(table: pa.Table, selection: Selection, shard: int, first: int) -> p
 
 
 def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selection: Selection) -> pa.Table:
-    rows = []
-    for number, failed in enumerate(verdict.tolist()):
-        test = selection.tests[failed - 1] if failed else None
-        score = table[test.rule][number].as_py() if test and test.rule not in SET_RULES else None
-        rows.append((test.reason, test.rule, score, test.words) if test else ("", "", None, ""))
-    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
-    return pa.table(
-        {
-            **{name: table[name] for name in ("id", "source", "key")},
-            "kept": pa.array(verdict == 0),
-            **{
-                name: pa.array(values, LEDGER.field(name).type)
-                for name, values in zip(("reason", "rule", "score", "detail"), columns, strict=True)
-            },
-        },
-        schema=LEDGER,
+    tests = selection.tests
+    score = np.full(len(verdict), np.nan)
+    for number, test in enumerate(tests, start=1):
+        if test.rule not in SET_RULES and (failed := verdict == number).any():
+            score[failed] = table[test.rule].to_numpy()[failed]
+    words = {"reason": [t.reason for t in tests], "rule": [t.rule for t in tests], "detail": [t.words for t in tests]}
+    return (
+        pa.table(
+            {
+                **{name: table[name] for name in ("id", "source", "key")},
+                "kept": pa.array(verdict == 0),
+                **{name: pa.array(["", *texts], pa.string()).take(pa.array(verdict)) for name, texts in words.items()},
+                "score": pa.array(score, pa.float64(), from_pandas=True),
+            }
+        )
+        .select(LEDGER.names)
+        .cast(LEDGER)
     )
 
 

@@ -36,7 +36,7 @@ class Selection:
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
-        return self.verdict == 0
+        return np.equal(self.verdict, 0)
 
     def funnel(self) -> list[list[Any]]:
         """[[stage, rows left]], from all rows down."""

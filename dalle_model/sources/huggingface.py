@@ -133,7 +133,8 @@ class HuggingFace:
             ) from error
 
     def _pick_split(self, names: list[str], wanted: str) -> str:
-        for name in (wanted,) if wanted else ("train", *(names if len(names) == 1 else ())):
+        usual = [wanted] if wanted else ["train", *(names if len(names) == 1 else [])]
+        for name in usual:
             if name in names:
                 return name
         raise SourceError(
