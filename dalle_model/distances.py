@@ -99,8 +99,8 @@ def precision_recall(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 3) ->
     """
     real, made = _features(real, made)
     squared = squared_distances(real, made)
-    precision: BoolArray = (squared <= _radii(real, k)[:, None]).any(0)
-    recall: BoolArray = (squared <= _radii(made, k)[None, :]).any(1)
+    precision = (squared <= _radii(real, k)[:, None]).any(0)
+    recall = (squared <= _radii(made, k)[None, :]).any(1)
     return np.asarray(precision, np.float64), np.asarray(recall, np.float64)
 
 

@@ -261,8 +261,8 @@ def coverage(shape: str, x: float, y: float, radius: float, px: int, box: tuple[
     """
     top, left, bottom, right = box
     fine = _SUPERSAMPLING
-    u: FloatArray = (np.arange(left * fine, right * fine) + 0.5) / (fine * px * radius) - x / radius
-    v: FloatArray = (np.arange(top * fine, bottom * fine) + 0.5) / (fine * px * radius) - y / radius
+    u = (np.arange(left * fine, right * fine, dtype=np.float64) + 0.5) / (fine * px * radius) - x / radius
+    v = (np.arange(top * fine, bottom * fine, dtype=np.float64) + 0.5) / (fine * px * radius) - y / radius
     inside = _inside(shape, np.broadcast_to(u, (len(v), len(u))), v[:, None])
     share: FloatArray = inside.reshape(bottom - top, fine, right - left, fine).mean(axis=(1, 3))
     return share
