@@ -8,7 +8,7 @@ from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
-@flow(name="ingest", log_prints=True)
+@flow(name="ingest")
 def ingest(config: IngestConfig = IngestConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Read a source of captioned pictures into checked, re-encoded pairs.
 
@@ -19,7 +19,7 @@ def ingest(config: IngestConfig = IngestConfig(), store: str = "") -> StepResult
     return prefect_tasks.ingest(config, settings_for(store))
 
 
-@flow(name="curate", log_prints=True)
+@flow(name="curate")
 def curate(pairs: str, config: CurateConfig = CurateConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Score pairs by the curation rules and assign them to splits.
 
@@ -32,7 +32,7 @@ def curate(pairs: str, config: CurateConfig = CurateConfig(), store: str = "") -
     return prefect_tasks.curate(config, s, pairs=input_ref(s, pairs, "pairs"))
 
 
-@flow(name="encode", log_prints=True)
+@flow(name="encode")
 def encode(curated: str, tokenizer: str, config: EncodeConfig = EncodeConfig(), store: str = "") -> StepResult:  # noqa: B008
     """Turn curated pairs into image and text tokens.
 
@@ -43,4 +43,6 @@ def encode(curated: str, tokenizer: str, config: EncodeConfig = EncodeConfig(), 
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
     s = settings_for(store)
-    return prefect_tasks.encode(config, s, curated=input_ref(s, curated, "curated"), tokenizer=input_ref(s, tokenizer, "tokenizer"))
+    return prefect_tasks.encode(
+        config, s, curated=input_ref(s, curated, "curated"), tokenizer=input_ref(s, tokenizer, "tokenizer")
+    )

@@ -8,7 +8,7 @@ from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
-@flow(name="evaluate", log_prints=True)
+@flow(name="evaluate")
 def evaluate(model: str, config: EvaluateConfig = EvaluateConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Measure a model and write its report.
 

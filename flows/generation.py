@@ -12,7 +12,7 @@ from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
-@flow(name="generate", log_prints=True)
+@flow(name="generate")
 def generate(
     model: str = "production",
     config: GenerateConfig = GenerateConfig(),  # noqa: B008 - frozen
@@ -28,12 +28,14 @@ def generate(
     s = settings_for(store)
     try:
         ref = input_ref(s, model, "model")
-    except RefNotFound as error:
+    except RefNotFound:
         if not _is_scheduled():
             raise
+        # A schedule that waits for its first model is well.
         return Completed(
-            name="Skipped", message=f"nothing drawn: {error}"
-        )  # a schedule that waits for its first model is well
+            name="Skipped",
+            message=f"nothing drawn: no model is called {model!r} yet; `dalle promote REF` gives it that name",
+        )
     return prefect_tasks.generate(config, s, model=ref)
 
 

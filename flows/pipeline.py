@@ -24,7 +24,7 @@ def chain(config: PipelineConfig, s: Settings, do: Steps) -> dict[str, StepResul
     return {result.ref.step: result for result in results}
 
 
-@flow(name="pipeline", flow_run_name="pipeline on {config.ingest.source}", log_prints=True)
+@flow(name="pipeline", flow_run_name="pipeline on {config.ingest.source}")
 def pipeline(config: PipelineConfig = quickstart(), store: str = "") -> dict[str, StepResult]:  # noqa: B008 - frozen
     """Train a text-to-image model on a source of captioned pictures and draw with it.
 

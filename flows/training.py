@@ -8,7 +8,7 @@ from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
-@flow(name="fit-tokenizer", log_prints=True)
+@flow(name="fit-tokenizer")
 def fit_tokenizer(curated: str, config: TokenizerConfig = TokenizerConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Train the image tokenizer.
 
@@ -21,7 +21,7 @@ def fit_tokenizer(curated: str, config: TokenizerConfig = TokenizerConfig(), sto
     return prefect_tasks.fit_tokenizer(config, s, curated=input_ref(s, curated, "curated"))
 
 
-@flow(name="fit", log_prints=True)
+@flow(name="fit")
 def fit(tokens: str, config: FitConfig = FitConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Train the text-to-image transformer.
 

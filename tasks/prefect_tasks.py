@@ -3,9 +3,10 @@
 Results are small JSON and Prefect's cache is off: the fingerprint in the store decides what is done.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.tasks import Task
@@ -13,7 +14,7 @@ from prefect.tasks import Task
 from dalle_model.config import Section
 from dalle_model.errors import CommitConflict, DalleError, StepFailed, StepTimeout, StoreUnreachable
 from tasks.artifacts import ArtifactRef
-from tasks.display import step_display
+from tasks.display import Listener, step_display
 from tasks.plain import Step, bind
 from tasks.settings import Settings
 from tasks.step import Stage, StepResult, open_store, run_step
@@ -34,6 +35,11 @@ def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
     return False
 
 
+def _display(stage: str) -> AbstractContextManager[Listener]:
+    """The terminal's display for a command; a worker's terminal has Prefect's log, which says the same."""
+    return nullcontext(lambda event: None) if runtime.deployment.id else step_display(stage)
+
+
 def stage_task(stage: Stage) -> Step:
     """A Prefect task that runs ``stage``: ``task(config, settings, **inputs) -> StepResult``."""
 
@@ -48,7 +54,7 @@ def stage_task(stage: Stage) -> Step:
         persist_result=False,
     )
     def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
-        with step_display(stage.name) as display:
+        with _display(stage.name) as display:
             reporter = ProgressReporter(stage.name)
 
             def listen(event: dict[str, Any]) -> None:

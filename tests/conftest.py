@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from support.prefect_server import Up
     from support.tiny import TinyRun
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from support...`, also under --import-mode=importlib
@@ -93,3 +94,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> "TinyRun":
     from support.tiny import run_once
 
     return run_once(tmp_path_factory.mktemp("tiny") / "artifacts")
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Up"]:
+    """A Prefect server with a process worker and all deployments, as ``dalle up`` starts them; one per session."""
+    from support.prefect_server import running_up
+
+    with running_up(tmp_path_factory.mktemp("machine")) as up:
+        yield up

@@ -1,0 +1,176 @@
+"""Deployments on a real server with a real process worker: the chain, a schedule, cancel, kill, wrong parameters."""
+
+import json
+import signal
+import time
+from typing import Any
+
+import psutil
+import pytest
+from support.prefect_server import Refused, Up
+from support.processes import wait_for
+from support.tiny import TinyRun, tiny_config
+
+from dalle_model.config import PipelineConfig
+from tasks.stages import STAGES
+from tasks.store import Store
+
+pytestmark = pytest.mark.server
+
+SHOWN = (  # what a person looks at, by artifact key
+    "ingest-funnel",
+    "ingest-sheet-kept",
+    "curate-funnel",
+    "curate-sheet-kept",
+    "curate-sheet-rejected",
+    "fit-tokenizer-curve",
+    "fit-tokenizer-sheet-reconstructions",
+    "fit-curve",
+    "evaluate-metrics",
+    "evaluate-sheet-samples",
+    "generate-summary",
+    "generate-sheet-samples",
+)
+
+
+@pytest.fixture(scope="module")
+def chain_run(machine: Up) -> dict[str, Any]:
+    """The tiny chain, run through its deployment."""
+    return machine.finish("pipeline/tiny", {"config": dump(tiny_config())})
+
+
+def dump(config: PipelineConfig) -> dict[str, Any]:
+    """A configuration as the form sends it."""
+    return config.model_dump(mode="json")
+
+
+def test_a_deployment_of_the_chain_completes_and_commits_what_the_plain_chain_commits(
+    machine: Up, chain_run: dict[str, Any], tiny_run: TinyRun
+) -> None:
+    store = Store.open(machine.store)
+    for stage in STAGES:
+        plain = tiny_run.manifest(stage)
+        found = store.find(plain.step, plain.fingerprint)
+        assert found is not None, f"{stage} is not in the store under the fingerprint of the plain run"
+        assert found.sha256 == plain.sha256, stage
+
+
+def test_a_run_shows_funnel_sheets_curves_and_report(machine: Up, chain_run: dict[str, Any]) -> None:
+    shown = machine.artifacts(chain_run["id"])
+    assert [key for key in SHOWN if key not in shown] == []
+    for key in ("curate-sheet-kept", "fit-tokenizer-sheet-reconstructions", "evaluate-sheet-samples", "fit-curve"):
+        assert "data:image/" in shown[key], f"{key} has no picture"
+    assert "Rows left" in shown["curate-funnel"]
+    assert "report" in shown["evaluate-metrics"]
+
+
+def test_a_second_run_makes_nothing_again(machine: Up, chain_run: dict[str, Any]) -> None:
+    again = machine.finish("pipeline/tiny", {"config": dump(tiny_config())})
+    log = machine.log_of(again["id"])
+    assert log.count("reused: an artifact with this fingerprint is committed") >= len(STAGES), log
+
+
+def test_scheduled_runs_appear_by_themselves_draw_with_production_and_wait_for_a_model_without_a_name(
+    machine: Up,
+    chain_run: dict[str, Any],
+    tiny_run: TinyRun,
+) -> None:
+    # With unsuitable releases of Prefect's own dependencies everything looks well and no scheduled run ever appears.
+    config = dump(tiny_config("generate.prompts=['a scheduled heart']"))["generate"]
+    Store.open(machine.store).set_ref("production", tiny_run.manifest("fit"))
+    added = []
+    for name, model in (("generate/scheduled", "production"), ("generate/generate", "nobody")):
+        deployment = machine.deployment(name)["id"]
+        schedule = {
+            "schedule": {"cron": "* * * * *", "timezone": "UTC"},
+            "active": True,
+            "parameters": {"model": model, "config": config},
+        }
+        made = machine.api(f"/deployments/{deployment}/schedules", [schedule])
+        added.append((deployment, made[0]["id"]))
+    ended: dict[str, dict[str, Any]] = {}
+    try:
+        assert wait_for(lambda: ended.update(_scheduled(machine, config)) or len(ended) == 2, 150, every_s=1), (
+            f"of two schedules for every minute {len(ended)} had a run after 150 s: {ended}\n{machine.logs()}"
+        )
+    finally:
+        for deployment, schedule_id in added:
+            machine.api(f"/deployments/{deployment}/schedules/{schedule_id}", method="DELETE")
+    drawn, skipped = ended["production"], ended["nobody"]
+    assert drawn["state"]["name"] == "Completed", machine.log_of(drawn["id"])
+    assert "generate-sheet-samples" in machine.artifacts(drawn["id"])
+    assert skipped["state"]["name"] == "Skipped", machine.log_of(skipped["id"])
+    assert "dalle promote" in skipped["state"]["message"]
+
+
+def _scheduled(machine: Up, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Finished runs that the scheduler made from the test's own schedules, by model."""
+    asked = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}, "limit": 200}
+    runs = machine.api("/flow_runs/filter", asked)
+    return {
+        r["parameters"]["model"]: r for r in runs if r["auto_scheduled"] and r["parameters"].get("config") == config
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tokenizer": {"downsampling": 1}}, "downsampling"),
+        ({"fit": {"train": {"optim": {"lr": 5}}}}, "lr"),
+        ({"ingest": {"sauce": "openmoji"}}, "sauce"),
+        ({"generate": {"n": "many"}}, "many"),
+    ],
+)
+def test_wrong_parameters_are_refused_in_words_before_a_run_exists(
+    machine: Up, change: dict[str, Any], told: str
+) -> None:
+    before = machine.api("/flow_runs/count", {})
+    with pytest.raises(Refused, match=told):
+        machine.submit("pipeline/tiny", {"config": change})
+    assert machine.api("/flow_runs/count", {}) == before
+
+
+def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_next_one_goes_on(
+    machine: Up, chain_run: dict[str, Any], tiny_run: TinyRun
+) -> None:
+    config = tiny_config("tokenizer.steps=400", "tokenizer.checkpoint_every=5", "tokenizer.batch_size=16").tokenizer
+    parameters = {"curated": tiny_run.results["curate"].ref.fingerprint, "config": config.model_dump(mode="json")}
+    manifests = sorted(machine.store.glob("manifests/fit-tokenizer/*"))
+
+    cancelled = _start_and_reach(machine, parameters, " of 400 steps")
+    machine.api(f"/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}})
+    asked_at = time.monotonic()
+    assert wait_for(lambda: not machine.step_processes(), 30, every_s=0.1), f"alive: {machine.step_processes()}"
+    assert machine.wait_run(cancelled)["state_type"] == "CANCELLED"
+    assert wait_for(lambda: not machine.flow_processes(), 30 - min(time.monotonic() - asked_at, 29), every_s=0.1)
+    assert sorted(machine.store.glob("manifests/fit-tokenizer/*")) == manifests, "a cancelled run left an artifact"
+
+    killed = _start_and_reach(machine, parameters, "goes on from the checkpoint")
+    for process in machine.flow_processes():
+        process.send_signal(signal.SIGKILL)
+    assert machine.wait_run(killed)["state_type"] == "CRASHED"
+    assert wait_for(lambda: not machine.step_processes(), 30, every_s=0.1), "the step outlives its killed flow"
+
+    finished = machine.finish("fit-tokenizer/fit-tokenizer", parameters)
+    assert "goes on from the checkpoint at step" in machine.log_of(finished["id"])
+    assert len(sorted(machine.store.glob("manifests/fit-tokenizer/*"))) == len(manifests) + 1
+
+
+def _start_and_reach(machine: Up, parameters: dict[str, Any], line: str) -> str:
+    """Start a run and wait until its log says something; its id."""
+    run_id = machine.submit("fit-tokenizer/fit-tokenizer", parameters)
+
+    def told(run: dict[str, Any]) -> bool:
+        assert run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"), f"{run['state']}\n{machine.log_of(run_id)}"
+        return line in machine.log_of(run_id)
+
+    machine.wait_run(run_id, told)
+    assert machine.step_processes(), "no process does the step's work"
+    return run_id
+
+
+def test_deploying_again_changes_nothing(machine: Up) -> None:
+    automations = machine.api("/automations/filter", {})
+    assert [a["name"] for a in automations] == ["Crash runs without a heartbeat"]
+    assert json.loads(json.dumps(automations))[0]["trigger"]["within"] == 90
+    assert psutil.pid_exists(machine.process.pid if machine.process else -1)
