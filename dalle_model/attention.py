@@ -16,19 +16,21 @@ _MATMUL_MAX_T = 512
 
 
 class Norm(nn.Module):
-    """Layer norm or RMS norm over the last axis, gain only."""
+    """Layer norm or RMS norm over the last axis; ``affine`` is a layer norm with a bias beside the gain."""
 
     def __init__(self, dim: int, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.gain = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if kind == "affine" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> the same shape and type."""
         gain = self.gain.to(x.dtype)
         if self.kind == "rms":
             return F.rms_norm(x, gain.shape, gain, 1e-6)
-        return F.layer_norm(x, gain.shape, gain, None, 1e-6)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, gain.shape, gain, bias, 1e-6)
 
 
 def rotary_table(text_positions: int, grid: int, head_dim: int, theta: float = 100.0) -> Tensor:
@@ -56,15 +58,51 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of [B, H, T, D] queries over keys at or before them -> [B, H, T, D]."""
+def layer_kinds(depth: int) -> list[str]:
+    """The paper's order of masks: column where (i - 2) mod 4 = 0 (i from 1), else row; the last layer is convolutional."""
+    kinds = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth)]
+    return [*kinds, "conv"]
+
+
+def sparse_mask(kind: str, prefix: int, grid: int, kernel: int = 11) -> Tensor:
+    """Which positions each may see, bool [T, T] with T = prefix + grid² (paper, section 2.2 and figure 11).
+
+    The first ``prefix`` positions (start and text) are causal among themselves and seen by every image token. An
+    image token sees itself and: row, the tokens back to the one directly above it; column, its column above it and
+    its left neighbour (the row mask with rows and columns exchanged, without what raster order puts in the future);
+    conv, the earlier part of the ``kernel`` x ``kernel`` window around it, which wraps around at the sides.
+    """
+    place = torch.arange(grid**2)
+    back = place.unsqueeze(1) - place.unsqueeze(0)  # how far back in raster order, [query, key]
+    if kind == "row":
+        image = (back >= 0) & (back <= grid)
+    elif kind == "column":
+        same_column = back % grid == 0
+        left = (back == 1) & (place.unsqueeze(1) % grid > 0)
+        image = (back >= 0) & (same_column | left)
+    else:
+        half = kernel // 2
+        offsets = {r * grid + c for r in range(half + 1) for c in range(-half, half + 1) if r * grid + c >= 0}
+        image = torch.isin(back, torch.tensor(sorted(offsets)))
+    total = prefix + grid**2
+    seen = torch.ones(total, total, dtype=torch.bool).tril()
+    seen[prefix:, prefix:] = image
+    return seen
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Softmax attention of [B, H, T, D] queries over keys at or before them -> [B, H, T, D].
+
+    seen: bool [T, T], which of those keys count; None = all.
+    """
     length = q.shape[2]
     if q.device.type != "cpu" or length > _MATMUL_MAX_T:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
     batch, heads, _, dim = q.shape
     flat = (t.reshape(batch * heads, length, dim) for t in (q, k, v))
     fq, fk, fv = flat
-    mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device)
+    mask = mask.triu_(1) if seen is None else mask.masked_fill_(seen, 0.0)
     scores = torch.baddbmm(mask, fq, fk.transpose(1, 2), alpha=dim**-0.5)
     return torch.bmm(scores.softmax(-1), fv).view(batch, heads, length, dim)
 
@@ -78,28 +116,34 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention with query-key norm. The output projection starts at zero."""
+    """Multi-head causal attention. The output projection starts at zero.
 
-    def __init__(self, dim: int, heads: int, norm: str) -> None:
+    modern: query-key norm and rotary positions; otherwise neither, as in the paper.
+    """
+
+    def __init__(self, dim: int, heads: int, norm: str, modern: bool) -> None:
         super().__init__()
+        self.modern = modern
         self.heads = heads
         self.head_dim = dim // heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.norm_q = Norm(self.head_dim, norm)
-        self.norm_k = Norm(self.head_dim, norm)
+        if modern:
+            self.norm_q = Norm(self.head_dim, norm)
+            self.norm_k = Norm(self.head_dim, norm)
         nn.init.normal_(self.qkv.weight, std=dim**-0.5)
         nn.init.zeros_(self.out.weight)
 
     def _project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).unbind(2)
-        q, k = rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary)
+        if self.modern:
+            q, k = rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """x [B, T, dim], rotary [2, T, D / 2] -> [B, T, dim]."""
-        out = causal_attention(*self._project(x, rotary))
+    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | None = None) -> Tensor:
+        """x [B, T, dim], rotary [2, T, D / 2], seen bool [T, T] or None -> [B, T, dim]."""
+        out = causal_attention(*self._project(x, rotary), seen)
         mixed: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return mixed
 
@@ -111,12 +155,17 @@ class Attention(nn.Module):
         mixed: Tensor = self.out(causal_attention(q, k, v).transpose(1, 2).flatten(2))
         return mixed
 
-    def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int) -> Tensor:
-        """One new position: x [B, 1, dim], rotary [2, 1, D / 2] -> [B, 1, dim]; the cache gains ``position``."""
+    def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int, seen: Tensor | None = None) -> Tensor:
+        """One new position: x [B, 1, dim], rotary [2, 1, D / 2] -> [B, 1, dim]; the cache gains ``position``.
+
+        seen: bool [T, T], which positions each may see; None = all before it.
+        """
         q, k, v = self._project(x, rotary)
         cache.keys[:, :, position : position + 1] = k
         cache.values[:, :, position : position + 1] = v
         keys, values = cache.keys[:, :, : position + 1], cache.values[:, :, : position + 1]
-        scores = torch.matmul(q * self.head_dim**-0.5, keys.transpose(2, 3)).softmax(-1)
-        mixed: Tensor = self.out(torch.matmul(scores, values).transpose(1, 2).flatten(2))
+        scores = torch.matmul(q * self.head_dim**-0.5, keys.transpose(2, 3))
+        if seen is not None:
+            scores = scores.masked_fill(~seen[position, : position + 1], -math.inf)
+        mixed: Tensor = self.out(torch.matmul(scores.softmax(-1), values).transpose(1, 2).flatten(2))
         return mixed

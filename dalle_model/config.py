@@ -31,7 +31,7 @@ class Section(BaseModel):
 class IngestConfig(Section):
     """Ingest: where pairs come from and what a picture must satisfy to be decoded."""
 
-    source: str = Field("openmoji", description="openmoji, imagefolder:PATH, hf:NAME[:config][:split], parquet:URI")
+    source: str = Field("openmoji", description="openmoji, scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH")
     limit: int = Field(0, ge=0, description="Rows to read, 0 = all. The first rows in the source's own order.")
     image_px: int = Field(64, ge=8, le=4096, description="Longest side kept, px. Larger pictures are scaled down; vector pictures are drawn at this size.")
     rows_per_shard: int = Field(512, ge=1, le=100_000, description="Input rows per shard: the unit of work, retry and resume.")
@@ -155,6 +155,7 @@ class ModelConfig(Section):
     dim: int = Field(256, ge=16, le=16384, multiple_of=2, description="Width (paper: 3968).")
     depth: int = Field(6, ge=1, le=256, description="Layers (paper: 64).")
     heads: int = Field(8, ge=1, le=256, description="Attention heads (paper: 62).")
+    mode: Literal["modern", "paper"] = Field("modern", description="modern: rotary positions, query-key norm, SwiGLU, full attention. paper: as in the DALL-E paper: row and column embeddings, row, column and convolutional masks, GELU.")
     mlp_ratio: float = Field(8 / 3, gt=0, le=16, description="Hidden width of the SwiGLU MLP over dim; 8/3 has the parameters of a plain MLP of 4.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on residual branches.")
     norm: Literal["layer", "rms"] = Field("layer", description="layer: gain-only layer norm, fused on every device. rms: as in recent models; 6.7 times slower than layer on a CPU (torch 2.13).")
@@ -178,6 +179,8 @@ class TrainConfig(Section):
     condition_dropout: float = Field(0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works.")
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="BPE merges dropped at random in training (paper: 0.1).")
     token_swap: float = Field(0.0, ge=0, lt=1, description="Share of the image tokens read in training that come from another picture of the batch, so that the model trusts the caption more than its own last tokens.")
+    rarity: float = Field(0.0, ge=0, le=4, description="Rows are seen in proportion to (mean information of their caption's tokens) to this power: above 0, captions of rare words more often.")
+    image_first_share: float = Field(0.0, ge=0, lt=1, description="Share of updates trained as [image][text], so that the model also describes pictures and scores captions (mode modern).")
     optim: OptimConfig = Field(default_factory=OptimConfig)
 
 
@@ -196,6 +199,12 @@ class FitConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Stored with the model as its default.")
+
+    @model_validator(mode="after")
+    def _directions(self) -> Self:
+        if self.model.mode == "paper" and self.train.image_first_share:
+            raise ValueError("image_first_share above 0 needs model.mode modern: the paper's masks read text first")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -1,5 +1,9 @@
 """The decoder-only transformer over [start][text][image]: one trunk, one head per modality.
 
+Two modes: ``modern`` (rotary positions, query-key norm, SwiGLU, full causal attention) and ``paper`` (row and column
+position embeddings, row, column and convolutional masks, GELU). Split heads are exact in both: the paper's joint
+vocabulary with the other modality's logits never computed.
+
 Axes: B rows, L text positions, N image tokens, T = L + N inputs (start and text take L + 1, the image N - 1: the
 last image token is never read). Text id 0 is both padding and the end of the caption; every padded position has its
 own learned embedding (paper, section 2.2), and an empty caption, all padding, is the null caption of guidance.
@@ -8,6 +12,7 @@ own learned embedding (paper, section 2.2), and an empty caption, all padding, i
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from dalle_model.attention import Attention, LayerCache, Norm, rotary_table
+from dalle_model.attention import Attention, LayerCache, Norm, layer_kinds, rotary_table, sparse_mask
 from dalle_model.config import ModelConfig
 from dalle_model.errors import DataError
 from dalle_model.tokenizers.base import ImageTokenizer
@@ -85,32 +90,52 @@ class SwiGlu(nn.Module):
         return out
 
 
+class GeluMlp(nn.Module):
+    """down(gelu(up)), four times as wide inside, as in the paper's time; the down projection starts at zero."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
+        nn.init.normal_(self.up.weight, std=dim**-0.5)
+        nn.init.zeros_(self.up.bias)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
+        out: Tensor = self.down(F.gelu(self.up(x)))
+        return out
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP, each on a residual branch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm_attention = Norm(config.dim, config.norm)
-        self.attention = Attention(config.dim, config.heads, config.norm)
-        self.norm_mlp = Norm(config.dim, config.norm)
-        self.mlp = SwiGlu(config.dim, config.hidden)
+        modern = config.mode == "modern"
+        norm = config.norm if modern else "affine"
+        self.norm_attention = Norm(config.dim, norm)
+        self.attention = Attention(config.dim, config.heads, norm, modern)
+        self.norm_mlp = Norm(config.dim, norm)
+        self.mlp = SwiGlu(config.dim, config.hidden) if modern else GeluMlp(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def _mlp(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
         return out
 
-    def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
-        """[B, T, dim] -> [B, T, dim]."""
-        return self._mlp(x + self.dropout(self.attention(self.norm_attention(x), rotary)))
+    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]; see ``Attention``."""
+        return self._mlp(x + self.dropout(self.attention(self.norm_attention(x), rotary, seen)))
 
     def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache) -> Tensor:
-        """As ``forward`` for the first positions, filling the cache."""
+        """As ``forward`` for the start and the text, filling the cache."""
         return self._mlp(x + self.attention.prefill(self.norm_attention(x), rotary, cache))
 
-    def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int) -> Tensor:
+    def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int, seen: Tensor | None) -> Tensor:
         """One more position."""
-        return self._mlp(x + self.attention.step(self.norm_attention(x), rotary, cache, position))
+        return self._mlp(x + self.attention.step(self.norm_attention(x), rotary, cache, position, seen))
 
 
 @dataclass
@@ -128,83 +153,127 @@ class Dalle(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-        dim = config.dim
-        self.start_embed = nn.Parameter(torch.randn(dim) * 0.02)
+        dim, num_prefix = config.dim, shape.max_text_tokens + 1
+        modern = config.mode == "modern"
+        self.start_embed = nn.Parameter(torch.randn(2, dim) * 0.02)  # text first, image first
         self.text_embed = nn.Embedding(shape.text_vocab, dim)
         self.pad_embed = nn.Parameter(torch.randn(shape.max_text_tokens, dim) * 0.02)
         self.image_embed = nn.Embedding(shape.image_vocab, dim)
-        self.position_embed = nn.Parameter(torch.randn(shape.max_text_tokens + shape.num_image_tokens, dim) * 0.02)
         for table in (self.text_embed, self.image_embed):
             nn.init.normal_(table.weight, std=0.02)
+        num_places = num_prefix + (shape.num_image_tokens if modern else 0)
+        self.position_embed = nn.Parameter(torch.randn(num_places, dim) * 0.02)
+        if not modern:
+            self.row_embed = nn.Parameter(torch.randn(shape.grid, dim) * 0.02)
+            self.column_embed = nn.Parameter(torch.randn(shape.grid, dim) * 0.02)
         self.level_embed = nn.Parameter(torch.randn(sum(shape.code_levels), dim) * 0.02)
         self.level_head = nn.Parameter(torch.zeros(sum(shape.code_levels), dim))
-        self.register_buffer("level_map", level_map(shape.image_vocab, shape.code_levels), persistent=False)
-        self.level_map: Tensor
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm_out = Norm(dim, config.norm)
+        self.norm_out = Norm(dim, config.norm if modern else "affine")
         self.text_head = nn.Linear(dim, shape.text_vocab, bias=False)
         self.image_head = nn.Linear(dim, shape.image_vocab, bias=False)
         for head in (self.text_head, self.image_head):
             nn.init.zeros_(head.weight)  # the first loss is exactly ln K
-        rotary = rotary_table(shape.max_text_tokens + 1, shape.grid, dim // config.heads)
-        self.register_buffer("rotary", rotary[:, :-1], persistent=False)
+        self._constants(num_prefix, modern)
+
+    def _constants(self, num_prefix: int, modern: bool) -> None:
+        """Buffers that follow from the shape and are not stored."""
+        shape = self.shape
+        self.level_map: Tensor
         self.rotary: Tensor
+        self.masks: Tensor
+        self.register_buffer("level_map", level_map(shape.image_vocab, shape.code_levels), persistent=False)
+        rotary = rotary_table(num_prefix, shape.grid, self.config.dim // self.config.heads)
+        self.register_buffer("rotary", rotary, persistent=False)
+        kinds = [] if modern else sorted(set(layer_kinds(self.config.depth)))
+        masks = [sparse_mask(kind, num_prefix, shape.grid) for kind in kinds]
+        self.register_buffer("masks", torch.stack(masks) if masks else torch.zeros(0), persistent=False)
+        self._mask_of = [None if modern else kinds.index(kind) for kind in layer_kinds(self.config.depth)]
 
     @property
     def num_parameters(self) -> int:
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters())
 
+    def _layers(self) -> list[tuple[Block, Tensor | None]]:
+        """Each block with the positions its attention may see; None = all before."""
+        blocks = cast("list[Block]", list(self.blocks))
+        return [(b, None if m is None else self.masks[m]) for b, m in zip(blocks, self._mask_of, strict=True)]
+
+    def _image_positions(self) -> Tensor:
+        """Position vectors of the image tokens, [N, dim]."""
+        if self.config.mode == "modern":
+            return self.position_embed[self.shape.max_text_tokens + 1 :]
+        grid = self.shape.grid
+        return self.row_embed.repeat_interleave(grid, 0) + self.column_embed.repeat(grid, 1)
+
     def embed_text(self, text: Tensor) -> Tensor:
-        """Integer text [B, L] -> [B, L + 1, dim]: the start vector, then tokens or the pad vector of their place."""
-        tokens = torch.where((text == PAD).unsqueeze(-1), self.pad_embed, self.text_embed(text))
-        start = self.start_embed.expand(text.shape[0], 1, -1)
-        return torch.cat([start, tokens], dim=1) + self.position_embed[: text.shape[1] + 1]
+        """Integer text [B, n], n <= L -> [B, n, dim]: tokens, or where there is none the pad vector of the place."""
+        length = text.shape[1]
+        tokens = torch.where((text == PAD).unsqueeze(-1), self.pad_embed[:length], self.text_embed(text))
+        return tokens + self.position_embed[1 : length + 1]
 
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image ids [B, n] that stand at places first..first+n-1 of the picture -> [B, n, dim]."""
-        offset = self.shape.max_text_tokens + 1 + first
         table = self.image_embed.weight
         if self.shape.code_levels:
             table = table + self.level_map @ self.level_embed
-        return F.embedding(image, table) + self.position_embed[offset : offset + image.shape[1]]
+        return F.embedding(image, table) + self._image_positions()[first : first + image.shape[1]]
+
+    def _start(self, rows: int, image_first: bool) -> Tensor:
+        return (self.start_embed[int(image_first)] + self.position_embed[0]).expand(rows, 1, -1)
 
     def image_vectors(self) -> Tensor:
         """Output vectors of the image codes, float32 [image_vocab, dim]: image logits are hidden @ vectors.T."""
         vectors: Tensor = self.image_head.weight
         return vectors + self.level_map @ self.level_head if self.shape.code_levels else vectors
 
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+    def forward(self, text: Tensor, image: Tensor, image_first: bool = False) -> Tensor:
         """Text ids int64 [B, L] (0 = padding) and image ids int64 [B, N] -> hidden states [B, L + N, dim].
 
-        Position t < L predicts text token t, position L + n predicts image token n.
+        Position t < L predicts text token t and position L + n image token n; with ``image_first`` (image to text,
+        modern mode only) position n < N predicts image token n and position N + t text token t.
         """
-        x = torch.cat([self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
-        for block in self.blocks:
-            x = block(x, self.rotary)
+        start, length = self._start(len(text), image_first), self.shape.max_text_tokens
+        if image_first:
+            x = torch.cat([start, self.embed_image(image), self.embed_text(text[:, :-1])], dim=1)
+            rotary = torch.cat([self.rotary[:, :1], self.rotary[:, length + 1 :], self.rotary[:, 1:length]], dim=1)
+        else:
+            x = torch.cat([start, self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
+            rotary = self.rotary[:, :-1]
+        for block, seen in self._layers():
+            x = block(x, rotary, None if seen is None else seen[:-1, :-1])
         hidden: Tensor = self.norm_out(x)
         return hidden
 
-    def text_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B, T, dim] of all positions -> float32 logits [B, L, text_vocab]."""
-        logits: Tensor = self.text_head(hidden[:, : self.shape.max_text_tokens])
+    def split(self, hidden: Tensor, image_first: bool = False) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, L + N, dim] -> (those that predict text [B, L, dim], those that predict image [B, N, dim])."""
+        if image_first:
+            num_image = self.shape.num_image_tokens
+            return hidden[:, num_image:], hidden[:, :num_image]
+        num_text = self.shape.max_text_tokens
+        return hidden[:, :num_text], hidden[:, num_text:]
+
+    def text_logits(self, hidden: Tensor, image_first: bool = False) -> Tensor:
+        """Hidden states [B, L + N, dim] -> float32 logits [B, L, text_vocab]."""
+        logits: Tensor = self.text_head(self.split(hidden, image_first)[0])
         return logits.float()
 
-    def image_logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B, T, dim] of all positions -> float32 logits [B, N, image_vocab]."""
-        return F.linear(hidden[:, self.shape.max_text_tokens :], self.image_vectors()).float()
+    def image_logits(self, hidden: Tensor, image_first: bool = False) -> Tensor:
+        """Hidden states [B, L + N, dim] -> float32 logits [B, N, image_vocab]."""
+        return F.linear(self.split(hidden, image_first)[1], self.image_vectors()).float()
 
     def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """An empty cache for ``rows`` sequences."""
-        size = (rows, self.config.heads, self.rotary.shape[1], self.config.dim // self.config.heads)
+        """An empty cache for ``rows`` sequences of T positions."""
+        size = (rows, self.config.heads, self.rotary.shape[1] - 1, self.config.dim // self.config.heads)
         zeros = [LayerCache(*(torch.zeros(size, dtype=dtype, device=device) for _ in range(2))) for _ in self.blocks]
         return KVCache(zeros)
 
     def prefill(self, text: Tensor, cache: KVCache) -> Tensor:
         """Read captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
-        x = self.embed_text(text)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)  # type: ignore[operator]
+        x = torch.cat([self._start(len(text), False), self.embed_text(text)], dim=1)
+        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):  # every mask is causal here
+            x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)
         cache.length = x.shape[1]
         return F.linear(self.norm_out(x[:, -1]), self.image_vectors()).float()
 
@@ -212,8 +281,8 @@ class Dalle(nn.Module):
         """Image ids [B] at ``place`` (0-based) -> float32 logits [B, image_vocab] of place + 1."""
         x = self.embed_image(image.unsqueeze(1), place)
         position = self.shape.max_text_tokens + 1 + place
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x = block.step(x, self.rotary[:, position : position + 1], layer, position)  # type: ignore[operator]
+        for (block, seen), layer in zip(self._layers(), cache.layers, strict=True):
+            x = block.step(x, self.rotary[:, position : position + 1], layer, position, seen)
         cache.length = position + 1
         return F.linear(self.norm_out(x[:, 0]), self.image_vectors()).float()
 

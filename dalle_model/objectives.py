@@ -19,7 +19,7 @@ from dalle_model.config import OptimConfig, TokenizerConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
-from dalle_model.token_batches import RowOrder, TokenRows
+from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
 from dalle_model.tokenizers.base import ImageTokenizer, to_unit
 from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
 from dalle_model.tokenizers.fsq import FsqTokenizer
@@ -111,7 +111,8 @@ class DalleObjective(Objective):
         self._rows = rows
         self._config = config
         self._runtime = runtime
-        self._order = RowOrder(len(rows.image), config.optim.batch_size, runtime, rows.weights)
+        weights = rows.weights * rarity_weights(rows.text, config.rarity) if config.rarity else rows.weights
+        self._order = RowOrder(len(rows.image), config.optim.batch_size, runtime, weights)
 
     def batch(self, step: int) -> Batch:
         """text [b, L], image [b, N], read [b, N] (image as the network sees it), keep_text [b], number of text targets."""
@@ -124,18 +125,21 @@ class DalleObjective(Objective):
         mine = self._order.part()
         swap = torch.rand(image.shape, generator=generator) < self._config.token_swap
         read = torch.where(swap, image[torch.randperm(len(rows), generator=generator)], image)
-        return {"text": text[mine], "image": image[mine], "read": read[mine], "keep_text": keep[mine], "num_text": num_text}
+        image_first = torch.rand((), generator=generator) < self._config.image_first_share
+        shared = {"num_text": num_text, "image_first": image_first}
+        return {"text": text[mine], "image": image[mine], "read": read[mine], "keep_text": keep[mine], **shared}
 
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Nats per token of either kind, weighted."""
-        hidden = network(batch["text"], batch["read"])
-        length = self.model.shape.max_text_tokens
+        image_first = bool(batch["image_first"])
+        hidden = network(batch["text"], batch["read"], image_first)
+        for_text, for_image = self.model.split(hidden, image_first)
         targets = text_targets(batch["text"]) & batch["keep_text"].unsqueeze(1)
         text_sum = head_cross_entropy(
-            hidden[:, :length][targets], self.model.text_head.weight, batch["text"][targets], self._runtime
+            for_text[targets], self.model.text_head.weight, batch["text"][targets], self._runtime
         )
         image_sum = head_cross_entropy(
-            hidden[:, length:].flatten(0, 1), self.model.image_vectors(), batch["image"].flatten(), self._runtime
+            for_image.flatten(0, 1), self.model.image_vectors(), batch["image"].flatten(), self._runtime
         )
         text_loss = text_sum / batch["num_text"].clamp(min=1)
         image_loss = image_sum / (self._config.optim.batch_size * batch["image"].shape[1])
@@ -156,14 +160,13 @@ def validation_losses(model: Dalle, rows: TokenRows, runtime: Runtime, limit: in
     count = len(rows.image)
     chosen = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(np.int64))
     text_sum = image_sum = num_text = num_image = 0.0
-    length = model.shape.max_text_tokens
     for start in range(0, len(chosen), batch_size):
         text, image = (t.to(runtime.device) for t in rows.gather(chosen[start : start + batch_size]))
         with runtime.autocast():
-            hidden = model(text, image)
+            for_text, for_image = model.split(model(text, image))
             targets = text_targets(text)
-            text_sum += float(head_cross_entropy(hidden[:, :length][targets], model.text_head.weight, text[targets], runtime))
-            image_sum += float(head_cross_entropy(hidden[:, length:].flatten(0, 1), model.image_head.weight, image.flatten(), runtime))
+            text_sum += float(head_cross_entropy(for_text[targets], model.text_head.weight, text[targets], runtime))
+            image_sum += float(head_cross_entropy(for_image.flatten(0, 1), model.image_vectors(), image.flatten(), runtime))
         num_text += float(targets.sum())
         num_image += image.numel()
     return text_sum / max(num_text, 1), image_sum / max(num_image, 1)

@@ -90,6 +90,22 @@ class TokenRows:
         return torch.from_numpy(text), torch.from_numpy(image)
 
 
+def rarity_weights(text: NDArray[np.uint16], power: float) -> NDArray[np.float32]:
+    """Weights that show captions of rare words more often: (mean of -ln token frequency) ** power, mean 1.
+
+    text uint16 [R, L] padded with 0 -> float32 [R]. A word that one picture has must be learnt from that picture
+    alone; a word that a hundred have is learnt a hundred times per epoch.
+    """
+    counts = np.bincount(text.ravel(), minlength=1).astype(np.float64)
+    counts[0] = 0
+    information = -np.log(np.maximum(counts, 1) / max(counts.sum(), 1))
+    there = text > 0
+    mean = (information[text] * there).sum(1) / np.maximum(there.sum(1), 1)
+    weights = np.maximum(mean, 1e-3) ** power
+    scaled: NDArray[np.float32] = (weights / weights.mean()).astype(np.float32)
+    return scaled
+
+
 def pad_text(texts: list[list[int]], length: int) -> NDArray[np.uint16]:
     """Token lists -> uint16 [R, length], cut or padded with 0."""
     out = np.zeros((len(texts), length), dtype=np.uint16)

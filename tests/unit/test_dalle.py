@@ -3,15 +3,23 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dalle_model import dalle
-from dalle_model.attention import LayerCache, causal_attention, rotary_table, rotate
-from dalle_model.config import ModelConfig
-from dalle_model.dalle import Dalle, DalleShape, build_dalle
+from dalle_model.attention import LayerCache, causal_attention, layer_kinds, rotary_table, rotate, sparse_mask
+from dalle_model.config import ModelConfig, OptimConfig, SamplerConfig, TokenizerConfig, TrainConfig
+from dalle_model.dalle import Dalle, DalleShape, build_dalle, level_map
+from dalle_model.describing import describe, score_captions
 from dalle_model.errors import DataError
+from dalle_model.objectives import DalleObjective
 from dalle_model.runtime import Runtime
+from dalle_model.sampling import Request, draw
+from dalle_model.token_batches import TokenRows
+from dalle_model.tokenizers.fsq import FsqTokenizer
+from dalle_model.tokenizers.registry import build_tokenizer
+from dalle_model.training import fit
 
 SHAPE = DalleShape(text_vocab=20, max_text_tokens=5, image_vocab=32, grid=3)
 CONFIG = ModelConfig(dim=32, depth=2, heads=2)
@@ -68,7 +76,7 @@ def test_no_position_sees_itself_or_the_future(norm: str) -> None:
 
 def test_every_padded_position_has_its_own_embedding() -> None:
     model = shaken()
-    embedded = model.embed_text(torch.zeros(1, 5, dtype=torch.long))[0, 1:] - model.position_embed[1:6]
+    embedded = model.embed_text(torch.zeros(1, 5, dtype=torch.long))[0] - model.position_embed[1:6]
     torch.testing.assert_close(embedded, model.pad_embed)
 
 
@@ -119,3 +127,128 @@ def test_weights_of_another_shape_are_refused() -> None:
     _, config = dalle.dalle_to_bytes(shaken(ModelConfig(dim=64, depth=2, heads=2)))
     with pytest.raises(DataError, match="one artifact"):
         dalle.dalle_from_bytes(weights, config)
+
+
+# --- the paper's masks ---
+
+PAPER = ModelConfig(dim=32, depth=4, heads=2, mode="paper")
+
+
+def test_layer_order_is_the_papers() -> None:
+    kinds = layer_kinds(64)
+    assert kinds[:6] == ["row", "column", "row", "row", "row", "column"]
+    assert [i for i, k in enumerate(kinds, 1) if k == "column"] == [i for i in range(1, 64) if (i - 2) % 4 == 0]
+    assert kinds[-1] == "conv" and kinds.count("conv") == 1
+
+
+def seen_by(kind: str, place: int, grid: int = 4, prefix: int = 3) -> set[int]:
+    """Image places that the token at ``place`` sees; it must see the whole prefix and nothing later."""
+    row = sparse_mask(kind, prefix, grid, kernel=3)[prefix + place]
+    assert row[:prefix].all()
+    return {int(i) - prefix for i in row.nonzero().flatten() if i >= prefix}
+
+
+def test_row_mask_reaches_back_to_the_token_above() -> None:
+    assert seen_by("row", 9) == {5, 6, 7, 8, 9}
+    assert seen_by("row", 2) == {0, 1, 2}
+
+
+def test_column_mask_sees_its_column_and_its_left_neighbour() -> None:
+    assert seen_by("column", 9) == {1, 5, 8, 9}
+    assert seen_by("column", 8) == {0, 4, 8}  # no neighbour to the left
+
+
+def test_conv_mask_is_a_causal_window_that_wraps_around() -> None:
+    assert seen_by("conv", 10) == {5, 6, 7, 9, 10}
+    assert seen_by("conv", 8) == {3, 4, 5, 7, 8}  # 3 and 7 stand at the other side, a row higher
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+def test_masks_are_causal_and_leave_the_text_alone(kind: str) -> None:
+    mask = sparse_mask(kind, 5, 6)
+    assert not mask.triu(1).any() and mask.diagonal().all()
+    assert torch.equal(mask[:5, :5], torch.ones(5, 5, dtype=torch.bool).tril())
+
+
+def test_degenerate_grid_makes_every_mask_full() -> None:
+    full = torch.ones(7, 7, dtype=torch.bool).tril()
+    for kind in ("row", "column", "conv"):
+        assert torch.equal(sparse_mask(kind, 6, 1), full)
+
+
+def test_masked_attention_equals_the_dense_reference_in_values_and_gradients() -> None:
+    torch.manual_seed(0)
+    seen = sparse_mask("column", 3, 4)
+    grads = []
+    for reference in (False, True):
+        q, k, v = (torch.randn(2, 2, 19, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3))
+        if reference:
+            scores = (q @ k.mT / 8**0.5).masked_fill(~seen, float("-inf"))
+            out = scores.softmax(-1) @ v
+        else:
+            out = causal_attention(q, k, v, seen)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        grads.append((out.detach(), q.grad, k.grad, v.grad))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_paper_mode_decodes_from_the_cache_as_without() -> None:
+    model = shaken(PAPER)
+    with torch.no_grad():
+        expected = model.image_logits(model(TEXT, IMAGE))
+        cache = model.new_cache(2, torch.float32, torch.device("cpu"))
+        got = [model.prefill(TEXT, cache)] + [model.step(IMAGE[:, p], p, cache) for p in range(8)]
+    torch.testing.assert_close(torch.stack(got, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_paper_positions_are_row_plus_column() -> None:
+    model = shaken(PAPER)
+    table = model._image_positions()
+    torch.testing.assert_close(table[5], model.row_embed[1] + model.column_embed[2])
+
+
+# --- lattice codes and the second direction ---
+
+
+def test_level_map_follows_the_quantiser() -> None:
+    config = TokenizerConfig(kind="fsq", image_px=8, downsampling=2, fsq_levels=(4, 3), width=8)
+    tokenizer = build_tokenizer(config)
+    shape = DalleShape.of(tokenizer, text_vocab=9, max_text_tokens=3)
+    assert shape.code_levels == (4, 3) and shape.image_vocab == 12
+    assert isinstance(tokenizer, FsqTokenizer)
+    ids = torch.arange(16).clamp(max=11).view(1, 16)
+    points = tokenizer.coordinates_of(ids).flatten(2)[0].T.long()
+    rows = level_map(12, shape.code_levels)[ids[0]]
+    expected = torch.cat([torch.nn.functional.one_hot(points[:, 0], 4), torch.nn.functional.one_hot(points[:, 1], 3)], 1)
+    assert torch.equal(rows, expected.float())
+
+
+def test_image_first_hides_the_caption_from_the_picture() -> None:
+    model = shaken()
+    before = model(TEXT, IMAGE, image_first=True)
+    changed = IMAGE.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 32
+    same = (model(TEXT, changed, image_first=True) == before).all(-1).all(0)
+    assert same[:5].all() and not same[5:].any()
+    text = TEXT.clone()
+    text[:, 1] = 9
+    same = (model(text, IMAGE, image_first=True) == before).all(-1).all(0)
+    assert same[: 9 + 2].all() and not same[9 + 2 :].any()
+
+
+def test_both_directions_learn_and_describe_their_pictures() -> None:
+    """Four pictures, each with its own caption: after training the model captions each and prefers the right caption."""
+    runtime = Runtime()
+    text = np.array([[1, 2, 0, 0, 0], [3, 0, 0, 0, 0], [4, 5, 6, 0, 0], [7, 8, 0, 0, 0]], np.uint16)
+    image = np.random.default_rng(0).integers(0, 32, (4, 9)).astype(np.uint16)
+    optim = OptimConfig(steps=120, batch_size=8, lr=5e-3, optimizer="muon", warmup_steps=5, log_every=120)
+    train = TrainConfig(optim=optim, image_first_share=0.5, condition_dropout=0.0, text_loss_share=0.5)
+    model = build_dalle(CONFIG, SHAPE, runtime.generator(0))
+    fit(DalleObjective(model, TokenRows(text, image, np.ones(4, np.float32)), train, runtime), optim, runtime)
+    pictures, captions = torch.from_numpy(image.astype(np.int64)), torch.from_numpy(text.astype(np.int64))
+    assert torch.equal(describe(model, pictures, runtime), captions)
+    scores = torch.stack([score_captions(model, captions, pictures[i].expand(4, -1), runtime) for i in range(4)])
+    assert scores.argmax(1).tolist() == [0, 1, 2, 3]
+    drawn = draw(model, [Request(tuple(int(t) for t in row if t), "k") for row in text], SamplerConfig(temperature=0.0), runtime)
+    assert (drawn == image).mean() > 0.9

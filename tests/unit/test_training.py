@@ -16,7 +16,7 @@ from dalle_model.errors import DataError, DeviceError, TrainingDiverged
 from dalle_model.objectives import Batch, DalleObjective, Loss, head_cross_entropy, tokenizer_objective
 from dalle_model.optim import lr_share
 from dalle_model.runtime import Runtime
-from dalle_model.token_batches import RowOrder, TokenRows
+from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
 from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
 
@@ -254,6 +254,26 @@ def test_sample_weights_set_how_often_a_row_is_seen() -> None:
     order = RowOrder(4, 4, Runtime(seed=1), weights)
     counts = np.bincount(np.concatenate([order.rows(s) for s in range(50)]), minlength=4)
     assert list(counts) == [150, 50, 0, 0]
+
+
+def test_captions_of_rare_words_weigh_more() -> None:
+    text = np.array([[1, 2, 0], [1, 2, 0], [1, 2, 0], [3, 0, 0]], np.uint16)
+    weights = rarity_weights(text, 1.0)
+    assert weights[0] == weights[1] == weights[2] < weights[3]
+    assert weights.mean() == pytest.approx(1.0)
+    # information of token 1 and of token 2: -ln(3/7); of token 3: -ln(1/7)
+    assert weights[3] / weights[0] == pytest.approx(math.log(7) / math.log(7 / 3), rel=1e-5)
+    assert (rarity_weights(text, 0.0) == 1).all()
+
+
+def test_swapped_tokens_are_read_but_never_predicted() -> None:
+    runtime, optim = Runtime(), optim_of()
+    model = build_dalle(ModelConfig(dim=32, depth=1, heads=2), SHAPE, runtime.generator(1))
+    batch = DalleObjective(model, token_rows(), TrainConfig(optim=optim, token_swap=0.5), runtime).batch(0)
+    plain = DalleObjective(model, token_rows(), TrainConfig(optim=optim), runtime).batch(0)
+    assert torch.equal(batch["image"], plain["image"]) and torch.equal(plain["read"], plain["image"])
+    share = (batch["read"] != batch["image"]).float().mean().item()
+    assert 0.2 < share < 0.6
 
 
 def test_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
