@@ -8,6 +8,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,37 @@ from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_line
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
 _MAX_TEXT_BYTES = 1_000_000
+
+
+class MetadataFile:
+    """One .jsonl or .csv file in the same convention, of any name: its lines and no other picture beside it."""
+
+    vector = False
+
+    def __init__(self, kind: str, path: str, caption_column: str = "") -> None:
+        self.name = kind
+        self._file = existing(path, kind)
+        if not self._file.is_file() or (self._file.suffix.lower() == ".csv") != (kind == "csv"):
+            raise SourceError(f"source {kind}: {path} is no .{kind} file; give one, or imagefolder:FOLDER")
+        self._root, self._column = self._file.parent, caption_column
+
+    def identity(self) -> dict[str, str]:
+        named = (path for _, paths in self._lines() for path in paths[-1:] if path.is_relative_to(self._root))
+        return {self.name: content_digest(self._root, chain([self._file], named))}
+
+    def count(self) -> int:
+        return count_lines(self._file)
+
+    def rows(self, start: int) -> Iterator[Row]:
+        return skip((row for row, _ in self._lines()), start)
+
+    def _lines(self) -> Iterator[tuple[Row, list[Path]]]:
+        for line in read_lines(self._file):
+            where = f"{self._file.name}#{line.number}"
+            if isinstance(line.record, Refused):
+                yield Row(where, "", line.record), []
+            else:
+                yield row_of(line.record, self._root, self._root, where, self._column)
 
 
 class ImageFolder:
@@ -60,33 +92,10 @@ class ImageFolder:
                 if isinstance(line.record, Refused):
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
-                row, paths = self._row(metadata.parent, line.record, f"{where}#{line.number}")
+                row, paths = row_of(line.record, self._root, metadata.parent, f"{where}#{line.number}", self._column)
                 named.extend(_number(path) for path in paths)
                 yield row
         yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
-
-    def _row(self, folder: Path, record: dict[str, Any], where: str) -> tuple[Row, list[Path]]:
-        """The row of a record, and the paths it names: as written and where that leads."""
-        name = record.get("file_name")
-        if not isinstance(name, str):
-            return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
-        image = inside(self._root, folder, name)
-        written = Path(os.path.normpath(folder / name)) if "\0" not in name else folder
-        paths = [written, *([image] if isinstance(image, Path) else [])]
-        # What lies outside is named by its line: a key holds no path that is good on one machine only.
-        inner = written.is_relative_to(self._root) and written != self._root
-        key = written.relative_to(self._root).as_posix() if inner else where
-        used = {"file_name", "licence", "license", "author", *((self._column,) if self._column else CAPTION_COLUMNS)}
-        licence, author = record.get("licence", record.get("license")), record.get("author")
-        row = Row(
-            key,
-            caption_in(record, self._column),
-            image,
-            licence if isinstance(licence, str) else "",
-            author if isinstance(author, str) else "",
-            extra_in(record, used),
-        )
-        return row, paths
 
     def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
         """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""
@@ -110,6 +119,27 @@ class ImageFolder:
             return None
         data = read_picture(text, _MAX_TEXT_BYTES)
         return None if isinstance(data, Refused) else data.decode(errors="surrogateescape")
+
+
+def row_of(record: dict[str, Any], root: Path, folder: Path, where: str, column: str) -> tuple[Row, list[Path]]:
+    """The row of a metadata record, and the paths it names: as written and where that leads."""
+    name = record.get("file_name")
+    if not isinstance(name, str):
+        return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
+    image = inside(root, folder, name)
+    written = Path(os.path.normpath(folder / name)) if "\0" not in name else folder
+    # What lies outside is named by its line: a key holds no path that is good on one machine only.
+    inner = written.is_relative_to(root) and written != root
+    licence, author = record.get("licence", record.get("license")), record.get("author")
+    row = Row(
+        written.relative_to(root).as_posix() if inner else where,
+        caption_in(record, column),
+        image,
+        licence if isinstance(licence, str) else "",
+        author if isinstance(author, str) else "",
+        extra_in(record, {"file_name", "licence", "license", "author", *((column,) if column else CAPTION_COLUMNS)}),
+    )
+    return row, [written, *([image] if isinstance(image, Path) else [])]
 
 
 def _number(path: Path) -> int:

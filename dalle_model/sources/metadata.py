@@ -67,10 +67,11 @@ def _json_lines(stream: BinaryIO) -> Iterator[Line]:
                 continue
             yield Line(number, Refused(Reason.BAD_METADATA, f"line of more than {MAX_LINE_BYTES} bytes"))
         elif line.strip():
-            yield Line(number, _json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
+            yield Line(number, json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
 
 
-def _json_record(line: bytes) -> dict[str, Any] | Refused:
+def json_record(line: bytes) -> dict[str, Any] | Refused:
+    """The object that a JSON text of unknown quality holds, or why it holds none."""
     try:
         record = json.loads(line.decode(), object_pairs_hook=_no_doublets)
     except (ValueError, RecursionError) as error:  # covers bad UTF-8, bad JSON, doublets, too deep nesting

@@ -4,7 +4,7 @@ from dalle_model.config import IngestConfig
 from dalle_model.errors import UsageError
 from dalle_model.sources.base import Source
 
-KINDS = ("openmoji", "scenes", "imagefolder", "hf", "parquet")
+KINDS = ("openmoji", "scenes", "imagefolder", "hf", "parquet", "jsonl", "csv", "webdataset")
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -12,7 +12,8 @@ def split_source(source: str) -> tuple[str, str]:
     kind, _, rest = source.partition(":")
     if kind not in KINDS or (kind != "scenes" and (kind == "openmoji") == bool(rest)):
         raise UsageError(
-            f"unknown source {source!r}; give openmoji, imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH or scenes[:COUNT]"
+            f"unknown source {source!r}; give openmoji, scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], "
+            "parquet:PATH, jsonl:PATH, csv:PATH or webdataset:PATH"
         )
     return kind, rest
 
@@ -33,6 +34,14 @@ def open_source(config: IngestConfig) -> Source:
         from dalle_model.sources.imagefolder import ImageFolder
 
         return ImageFolder(rest, config.caption_column)
+    if kind in ("jsonl", "csv"):
+        from dalle_model.sources.imagefolder import MetadataFile
+
+        return MetadataFile(kind, rest, config.caption_column)
+    if kind == "webdataset":
+        from dalle_model.sources.webdataset import WebDataset
+
+        return WebDataset(rest, config.caption_column, config.max_image_bytes)
     if kind == "parquet":
         from dalle_model.sources.parquet import ParquetFiles
 

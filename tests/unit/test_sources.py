@@ -216,7 +216,7 @@ def test_an_endless_csv_cell_is_cut_at_the_line_limit(tmp_path: Path) -> None:
         ("imagefolder:/no/such/folder", SourceError, "does not exist"),
         ("imagefolder:", UsageError, "unknown source"),
         ("openmoji:x", UsageError, "unknown source"),
-        ("ftp://x", UsageError, "give openmoji, imagefolder:PATH"),
+        ("ftp://x", UsageError, "give openmoji"),
         ("parquet:/no/such/file", SourceError, "does not exist"),
     ],
 )

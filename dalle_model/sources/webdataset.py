@@ -1,0 +1,144 @@
+"""WebDataset archives: tar files in which the members of one name but different suffixes are one sample.
+
+Archives come from strangers. They are read as a stream and nothing is ever extracted, so that no name in them can lead
+anywhere: names are keys. Links, devices and folders in the place of a file are refused; a damaged archive is one
+refused row, and the next archive goes on.
+"""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from lzma import LZMAError
+from pathlib import Path
+from typing import Any
+
+from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
+from dalle_model.sources.base import Row, content_digest, existing, skip, walk
+from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
+
+_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_MAX_MEMBERS = 64  # of one sample; more is no sample but an attack on memory
+
+
+class WebDataset:
+    """A tar file, or all of a folder in sorted order. Captions from ``.txt``, or a caption column of ``.json``."""
+
+    name = "webdataset"
+    vector = False
+
+    def __init__(self, path: str, caption_column: str, max_image_bytes: int) -> None:
+        found = existing(path, "webdataset")
+        self._root = found if found.is_dir() else found.parent
+        files = walk(found, hidden=False) if found.is_dir() else iter([found])
+        self._files = [p for p in files if p.name.lower().endswith(_SUFFIXES)]
+        if not self._files:
+            raise SourceError(
+                f"source webdataset: {path} has no {', '.join(_SUFFIXES)} file; give one or a folder that has some"
+            )
+        self._column, self._max_bytes = caption_column, max_image_bytes
+
+    def identity(self) -> dict[str, str]:
+        return {"webdataset": content_digest(self._root, self._files)}
+
+    def count(self) -> int:
+        return 0
+
+    def rows(self, start: int) -> Iterator[Row]:
+        return skip((row for path in self._files for row in self._archive(path)), start)
+
+    def _archive(self, path: Path) -> Iterator[Row]:
+        where = path.relative_to(self._root).as_posix()
+        sample = _Sample("")
+        members = 0
+        try:
+            with tarfile.open(path, "r|*") as archive:
+                for member in archive:
+                    members += 1
+                    if member.isdir():
+                        continue
+                    if not member.isreg():
+                        words = "a link" if member.issym() or member.islnk() else "a device or pipe"
+                        yield Row(f"{where}/{member.name}", "", Refused(Reason.NOT_A_FILE, f"the member is {words}"))
+                        continue
+                    stem, suffix = _split(member.name)
+                    if stem != sample.stem:
+                        if sample.members:
+                            yield sample.row(where, self._column)
+                        sample = _Sample(stem)
+                    sample.add(suffix, self._content(archive, member, suffix))
+        except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError) as error:
+            # What was read of the broken sample is not trusted: its last file may be cut.
+            words = f"the archive is damaged after {members} members ({type(error).__name__})"
+            yield Row(where, "", Refused(Reason.UNREADABLE_FILE, words))
+            return
+        if sample.members:
+            yield sample.row(where, self._column)
+
+    def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Refused | None:
+        limit = self._max_bytes if suffix in _IMAGES else MAX_LINE_BYTES
+        if suffix not in (*_IMAGES, "txt", "json"):
+            return None
+        if member.size > limit or member.sparse is not None:
+            return Refused(
+                Reason.TOO_MANY_BYTES, f"{member.name} has {member.size} bytes, the limit is {limit}", member.size
+            )
+        stream = archive.extractfile(member)
+        data = stream.read(limit + 1) if stream else b""
+        if len(data) != member.size:
+            raise tarfile.ReadError("a member is cut off")
+        return data
+
+
+class _Sample:
+    """Members of one name, gathered until the next name."""
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        self.members: dict[str, bytes | Refused] = {}
+        self._bad: Refused | None = None
+
+    def add(self, suffix: str, content: bytes | Refused | None) -> None:
+        if suffix in self.members or len(self.members) >= _MAX_MEMBERS:
+            self._bad = Refused(
+                Reason.BAD_METADATA, f"the sample has two members .{suffix}, or more than {_MAX_MEMBERS}"
+            )
+        elif content is not None:
+            self.members[suffix] = content
+        else:
+            self.members.setdefault(suffix, b"")
+
+    def row(self, where: str, column: str) -> Row:
+        record, refused = self._record()
+        kinds = [suffix for suffix in _IMAGES if suffix in self.members]
+        image: bytes | Refused = (
+            self.members[kinds[0]] if kinds else Refused(Reason.NO_IMAGE, "the sample has no picture")
+        )
+        caption: Any = caption_in(record, column)
+        text = self.members.get("txt")
+        if caption is None and isinstance(text, bytes):
+            caption = text.decode(errors="surrogateescape")
+        licence, author = record.get("licence", record.get("license")), record.get("author")
+        return Row(
+            f"{where}/{self.stem}",
+            caption,
+            self._bad or refused or image,
+            licence if isinstance(licence, str) else "",
+            author if isinstance(author, str) else "",
+            extra_in(record, {"text", "caption", "licence", "license", "author", column}),
+        )
+
+    def _record(self) -> tuple[dict[str, Any], Refused | None]:
+        data = self.members.get("json")
+        if data is None:
+            return {}, None
+        parsed = data if isinstance(data, Refused) else json_record(data)
+        return ({}, parsed) if isinstance(parsed, Refused) else (parsed, None)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """("a/b", "jpg") of "a/b.jpg": WebDataset cuts at the first dot of the last part."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return folder + slash + stem, suffix.lower()
