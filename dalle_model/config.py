@@ -18,10 +18,20 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def _for_forms(schema: dict[str, Any]) -> None:
+    """What a form made from the JSON schema needs: titles in words, and the bounds where a person reads them."""
+    schema["title"] = schema["title"].removesuffix("Config")
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    for name, knob in schema.get("properties", {}).items():
+        knob.setdefault("title", name.replace("_", " ").capitalize())
+        if bounds := [f"{text} {knob[key]:,}" for key, text in words.items() if key in knob]:
+            knob["description"] = f"{knob.get('description', '')} Allowed: {', '.join(bounds)}.".lstrip()
+
+
 class Section(BaseModel):
     """Base of all config sections."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False, json_schema_extra=_for_forms)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of this section."""
@@ -215,7 +225,7 @@ class EvaluateConfig(Section):
     max_reference: int = Field(20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly.")
     batch_size: int = Field(32, ge=1, description="Pictures drawn at once. Has no effect on the figures.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
-    sampler: SamplerConfig | None = Field(None, description="None = the sampler stored with the model.")
+    sampler: SamplerConfig | None = Field(None, description="None: as stored with the model. Sampler: with these settings.")
 
 
 class GenerateConfig(Section):
@@ -223,12 +233,12 @@ class GenerateConfig(Section):
 
     prompts: tuple[str, ...] = Field((), description="Prompts drawn in this order.")
     prompts_uri: str = Field("", description="File of prompts (txt, jsonl, csv, parquet) read after `prompts`; a path or s3:// URI.")
-    n: int = Field(4, ge=1, le=10_000, description="Pictures per prompt.")
+    n: int = Field(4, ge=1, le=10_000, title="Pictures per prompt", description="How often each prompt is drawn, each time with a seed of its own.")
     seed: int = Field(0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index).")
     batch_size: int = Field(32, ge=1, le=4096, description="Pictures drawn at once. Has no effect on the pictures.")
     rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
     upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
-    sampler: SamplerConfig | None = Field(None, description="None = the sampler stored with the model.")
+    sampler: SamplerConfig | None = Field(None, description="None: as stored with the model. Sampler: with these settings.")
 
 
 class PipelineConfig(Section):
