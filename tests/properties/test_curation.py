@@ -1,12 +1,19 @@
 """What must hold of duplicates, clusters and splits for any data."""
 
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS, captions_per_picture, cluster, first_of_each, split_of
+from dalle_model.curation.features import FEATURES
 from dalle_model.curation.hashes import near_pairs, perceptual_hashes
+from dalle_model.curation.rules import RULES, checks
+from dalle_model.curation.what_if import what_if
 
 numbers = st.integers(0, 2**64 - 1)
 
@@ -123,3 +130,36 @@ def test_small_changes_of_a_picture_move_few_bits_and_other_pictures_many() -> N
     others = np.bitwise_count(before[:, None] ^ before[None, :])[~np.eye(40, dtype=bool)]
     assert others.min() > 12
     assert before.tolist() == perceptual_hashes(smooth).tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from([0.5, 0.9, 1.1, 2.0]))
+def test_what_if_says_what_curation_with_that_threshold_does(seed: int, factor: float) -> None:
+    rng = np.random.default_rng(seed)
+    count = 60
+    scores = {
+        rule.name: np.where(rng.random(count) < 0.1, np.nan, rng.choice([0.3, 1, 2, 3, 5, 20, 40, 900], count))
+        for rule in RULES
+    }
+    plain = {name: [f"{n:064x}" for n in range(count)] for name in ("id", "source", "key", "caption")}
+    numbers_ = {name: rng.integers(0, 2**63, count, dtype=np.uint64) for name in ("picture", "phash")}
+    table = pa.table(
+        {**plain, **numbers_, **{k: pa.array(v, pa.float64(), from_pandas=True) for k, v in scores.items()}},
+        schema=FEATURES,
+    )
+    config = CurateConfig(min_caption_words=2, min_caption_chars=2, max_word_repetition=0.9)
+    verdicts = [np.all([c.passed(scores[c.rule]) for c in checks(config)], axis=0)]
+    for move in what_if([table.slice(0, 25), table.slice(25)], config, (factor,)):
+        value = move.threshold
+        other = [
+            replace(c, low=value if np.isfinite(c.low) else c.low, high=value if np.isfinite(c.high) else c.high)
+            if c.reason == move.reason
+            else c
+            for c in checks(config)
+        ]
+        after = np.all([c.passed(scores[c.rule]) for c in other], axis=0)
+        assert (move.kept, move.gained, move.lost) == (
+            after.sum(),
+            (after & ~verdicts[0]).sum(),
+            (verdicts[0] & ~after).sum(),
+        )
