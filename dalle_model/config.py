@@ -73,7 +73,7 @@ class CurateConfig(Section):
     valid_share: float = Field(0.02, ge=0, lt=1, description="Share of clusters held for validation.")
     test_share: float = Field(0.0, ge=0, lt=1, description="Share of clusters held for testing.")
     holdout_pattern: str = Field("", description="Regular expression of captions from which compositions are held out of training; empty = none.")
-    holdout_every: int = Field(10, ge=2, description="One in this many matching captions goes to the split `heldout` (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.")
+    holdout_every: int = Field(10, ge=1, description="One in this many matching captions goes to the split `heldout`, 1 = all (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.")
     seed: int = Field(0, ge=0, description="Seed of the split.")
 
     @model_validator(mode="after")
