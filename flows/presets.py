@@ -47,4 +47,30 @@ def quickstart() -> PipelineConfig:
     return PipelineConfig(generate=GenerateConfig(prompts=("red heart", "clown face")))
 
 
-PRESETS: dict[str, Callable[[], PipelineConfig]] = {"quickstart": quickstart, "tiny": tiny}
+def scenes() -> PipelineConfig:
+    """Captioned shapes at 32 px with exact truth; five pairs of colour and shape are never trained on. Not measured yet.
+
+    Needs no package and no download. The evaluation tells for each attribute what share of the drawings meets it, for
+    trained captions and for the held-out pairs. Its time and its figures have not been measured on any machine.
+    """
+    optim = OptimConfig(steps=3000, batch_size=64, lr=1e-3)
+    return PipelineConfig(
+        ingest=IngestConfig(source="scenes:10000", image_px=32),
+        curate=CurateConfig(
+            holdout_pattern="red circle|blue ring|green triangle|yellow cross|purple square", holdout_every=1
+        ),
+        tokenizer=TokenizerConfig(
+            image_px=32,
+            downsampling=4,
+            fsq_levels=(8, 8, 8),
+            width=32,
+            optim=optim.model_copy(update={"betas": (0.9, 0.999), "weight_decay": 1e-4}),
+        ),
+        encode=EncodeConfig(text_vocab_size=300, max_text_tokens=24),
+        fit=FitConfig(model=ModelConfig(dim=192, depth=4, heads=6), train=TrainConfig(optim=optim)),
+        evaluate=EvaluateConfig(num_captions=192, num_heldout=192),
+        generate=GenerateConfig(prompts=("a red circle", "a small blue square left of a large green ring")),
+    )
+
+
+PRESETS: dict[str, Callable[[], PipelineConfig]] = {"quickstart": quickstart, "scenes": scenes, "tiny": tiny}
