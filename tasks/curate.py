@@ -74,12 +74,13 @@ def _measured(job: Job) -> list[ObjectRef]:
     shared = fingerprint("features", FEATURES_VERSION, versions, {"pairs": pairs.fingerprint})
     shards = pairs.objects_of("pairs")
     found = job.store.parts(shared)
+    missing = {obj.key for obj in job.store.missing(obj for part in found.values() for obj in part.objects)}
     objects: list[ObjectRef] = []
     done = 0
     with ThreadPoolExecutor(job.workers, "measure") as threads:
         for number, shard in enumerate(shards):
             part = found.get(number)
-            if part is None or job.store.missing(part.objects):
+            if part is None or missing.intersection(obj.key for obj in part.objects):
                 part = Part(objects=(_measure_shard(job, shard, number, threads),))
                 job.store.commit_part(shared, number, part)
             objects += part.objects

@@ -47,7 +47,7 @@ def work(job: Job) -> Outcome:
     started = time.monotonic()
     source = open_source(config)
     total = min(config.limit or source.count(), source.count())
-    parts = _finished(job.parts())
+    parts = _finished(job)
     done = sum(part.stats["rows_in"] for part in parts)
     settings = DecodeSettings(
         image_px=config.image_px,
@@ -65,6 +65,7 @@ def work(job: Job) -> Outcome:
             parts.append(shard)
             done += shard.stats["rows_in"]
         lost = pool.children_lost
+    job.progress(done, done, unit="images")
     if identity(config, job.settings)[1] != job.spec.recorded_config["outside"]:
         raise DataError(
             f"the source {config.source} changed while it was read; run again, and let nothing write to it meanwhile"
@@ -74,9 +75,14 @@ def work(job: Job) -> Outcome:
     )
 
 
-def _finished(parts: dict[int, Part]) -> list[Part]:
-    """Receipts from number 0 on without a gap."""
-    return [parts[n] for n in range(len(parts)) if all(m in parts for m in range(n + 1))]
+def _finished(job: Job) -> list[Part]:
+    """Receipts from number 0 on, up to the first that is missing or whose objects are."""
+    parts = job.parts()
+    missing = {obj.key for obj in job.store.missing(obj for part in parts.values() for obj in part.objects)}
+    found: list[Part] = []
+    while (part := parts.get(len(found))) and not missing.intersection(obj.key for obj in part.objects):
+        found.append(part)
+    return found
 
 
 def _checked(rows: Iterator[Row], config: IngestConfig) -> Iterator[tuple[Checked, bytes | Refused]]:
@@ -115,7 +121,8 @@ def _next_shard(
             if isinstance(result, Decoded):
                 pairs.add(_pair(row, caption, identifier, source, result))
             ledger.add(_outcome_row(row, identifier, source, result))
-            job.progress(done + counts.rows_in, max(total, done + counts.rows_in + 1), unit="images")
+            at = done + counts.rows_in
+            job.progress(at, total if at < total else at + 1, unit="images")  # not all sources know their length
         if not counts.rows_in:
             return None
         objects = (

@@ -10,7 +10,7 @@ from PIL import Image
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 
-from dalle_model.config import IngestConfig
+from dalle_model.config import CurateConfig, IngestConfig
 from dalle_model.errors import DataError, SourceError
 from dalle_model.records import LEDGER, PAIR, pair_id
 from tasks.job import Job, StopRequested
@@ -107,6 +107,19 @@ def test_a_stopped_step_goes_on_at_the_first_missing_shard(tmp_path: Path, monke
             data.ingest(config_of(folder))
     assert data.ingest(config_of(folder)).sha256 == undisturbed.sha256
     assert commits == [0, 1, 2, 3, 4], "no shard was made twice"
+
+
+def test_a_shard_that_was_lost_from_the_store_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "set", 35)
+    data = Data(tmp_path)
+    first = data.ingest(config_of(folder))
+    lost = first.objects_of("pairs")[2]
+    (Path(data.settings.store) / lost.key).unlink()
+    assert data.ingest(config_of(folder)).sha256 == first.sha256
+    assert not data.store.verify(first)
+    for obj in data.curate(CurateConfig(valid_share=0), first).objects_of("features")[1:3]:
+        (Path(data.settings.store) / obj.key).unlink()
+    assert not data.store.verify(data.curate(CurateConfig(valid_share=0), first))
 
 
 def test_a_source_that_changes_while_it_is_read_is_not_committed(
