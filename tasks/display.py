@@ -94,4 +94,6 @@ class _Lines:
         self._print(f"{done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  {left}  {_figures(event)}".rstrip())
 
     def _print(self, text: str) -> None:
-        print(f"{self._stage}: {text}", file=sys.stderr, flush=True)
+        # Not print: inside a flow Prefect takes what is printed, standard error included, for its own log alone.
+        sys.stderr.write(f"{self._stage}: {text}\n")
+        sys.stderr.flush()

@@ -6,13 +6,13 @@ from typing import Any
 
 import psutil
 import pytest
-from support.processes import Driver, marked, wait_for
+from support.processes import Driver, marked
 from support.tiny import TinyRun, section_of, tiny_config
 
 from tasks.artifacts import Manifest
 from tasks.settings import Settings
 from tasks.stages import STAGES
-from tasks.step import run_step
+from tasks.step import plan, run_step
 from tasks.store import Store
 
 
@@ -41,23 +41,28 @@ def test_two_ranks_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_a_deadline_ends_both_ranks_with_a_checkpoint(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_an_interrupt_ends_both_ranks_with_a_checkpoint(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchrun puts its ranks into sessions of their own: signalling one process group would miss them."""
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     mark = uuid.uuid4().hex
+    monkeypatch.setenv("DALLE_TEST_MARK", mark)
     config = section_of("fit", tiny_config("train.steps=100000", "train.checkpoint_every=100000"))
-    driver = Driver(
-        "fit",
-        config,
-        tiny_run.inputs("fit"),
-        {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "deadline_s": 60.0},
-        mark=mark,
-    )
-    driver.start()
-    assert wait_for(lambda: _ranks(mark) == 2, 55), "both ranks run before the deadline"
-    code, _, err = driver.wait()
-    assert code == 1 and "passed its deadline of 60 s" in err
-    assert wait_for(lambda: not marked(mark), 5), marked(mark)
+    settings = Settings(store=str(store), spool=tmp_path / "spool", ranks=2)
+    seen: list[int] = []
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            seen.append(_ranks(mark))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings, interrupt)
+    assert seen == [2]
+    assert marked(mark) == []
+    fingerprint = plan(STAGES["fit"], config, tiny_run.inputs("fit"), settings).fingerprint
+    assert len(Store.open(store).parts(fingerprint)) == 1
     assert list((tmp_path / "spool").iterdir()) == []
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from flows import temporary_server
 from flows.cli import main
 from tasks import store
 
@@ -47,6 +48,9 @@ def dalle(*words: str, **env: str) -> Said:
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
+        for server in temporary_server._planned:  # one per process is planned, and no command here may start it
+            server.close()
+        temporary_server._planned.clear()
         os.environ.clear()
         os.environ.update(before)
     return Said(code, out.getvalue(), err.getvalue())
