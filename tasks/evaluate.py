@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dalle_model.config import EvaluateConfig
+from dalle_model.features import TokenizerFeatures
 from dalle_model.images import encode_png, to_float, to_uint8
 from dalle_model.metrics import bits_per_pixel, nearest, psnr, recognised
 from dalle_model.sheets import Section, sectioned_sheet
@@ -23,11 +24,13 @@ from tasks.drawing import Painter, load_painter
 from tasks.figures import metrics_of
 from tasks.fit_tokenizer import reconstruct, spread
 from tasks.job import Job, Outcome, load_ancestor
+from tasks.measures import CopyDetector, Measured, distributions, scenes, share, variety
 from tasks.pages import Ancestor, Funnel, Headline, Neighbour, Picture, ReportData, Sample, Sheet, report_html
 from tasks.pictures import PictureSet, curated_table, load_pictures
 
 UInt8 = npt.NDArray[np.uint8]
-_RESAMPLES = 1000
+_REPEATED_CAPTIONS = 8
+_REPEATS = 4  # drawings of each of them, for the variety among drawings of one caption
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class Drawn:
     hit: npt.NDArray[np.bool_]
     rebuilt_hit: npt.NDArray[np.bool_]
     distance: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Several drawings of some captions: uint8 [r, H, W, 3], and the number of each one's caption, int64 [r]."""
+
+    made: UInt8
+    groups: npt.NDArray[np.int64]
 
 
 def work(job: Job) -> Outcome:
@@ -67,9 +78,14 @@ def work(job: Job) -> Outcome:
     if both is not None:
         offset = len(training.images)
         held = _draw(job, painter, heldout, np.arange(len(heldout.images)), both, offset, total, done=len(chosen))
-    metrics = _metrics(job, model, train, held, painter)
-    protocol = _protocol(config, painter, training, heldout)
-    report = report_html(_report(job, model, metrics, protocol, train, held, training))
+    copies = CopyDetector(np.asarray(training.images))
+    measured = _measured(job, model, painter, train, held, copies)
+    metrics = _metrics(model, train, held, painter)
+    for one in measured.values():
+        # Beyond nine digits, sums of floats depend on the number of threads; the figures must not.
+        metrics |= {name: float(f"{figure:.9g}") for name, figure in one.figures.items()}
+    protocol = _protocol(config, painter, training, heldout) | {name: m.protocol for name, m in measured.items() if m.protocol}
+    report = report_html(_report(job, model, metrics, protocol, train, held, training, copies))
     document = json.dumps({"metrics": metrics, "protocol": protocol}, sort_keys=True, indent=1).encode()
     objects = (
         job.put(document, ext="json", role="metrics"),
@@ -117,17 +133,38 @@ def _draw(
     )
 
 
-def _metrics(job: Job, model: Manifest, train: Drawn, held: Drawn | None, painter: Painter) -> dict[str, float]:
+def _repeat(job: Job, painter: Painter, train: Drawn) -> Repeats:
+    """Draw some captions again under other indices; the first drawing of each is there already."""
+    chosen = spread(len(train.captions), _REPEATED_CAPTIONS)
+    pairs = [(caption, index) for caption in chosen for index in range(1, _REPEATS)]
+    requests = [painter.request(train.captions[caption], job.config.seed, index) for caption, index in pairs]
+    again = to_uint8(painter.pictures(painter.tokens(requests, job.config.batch_size)))
+    groups = np.concatenate([chosen, np.array([caption for caption, _ in pairs], np.int64)])
+    return Repeats(np.concatenate([train.made[chosen], again]), groups)
+
+
+def _measured(job: Job, model: Manifest, painter: Painter, train: Drawn, held: Drawn | None, copies: CopyDetector) -> dict[str, Measured]:
+    """What is measured beside recognisability, by its name in the protocol."""
+    own_features = TokenizerFeatures(painter.tokenizer, model.object_of("tokenizer.weights").sha256)
+    repeats = _repeat(job, painter, train)
+    copied = share("copied", copies.copied(train.made)) | (share("copied_heldout", copies.copied(held.made)) if held else {})
+    return {
+        "distributions": distributions(train.made, train.truth, train.rebuilt, own_features),
+        "variety": variety(repeats.made, repeats.groups, train.made),
+        "copies": Measured(copied, copies.protocol),
+        "scenes": scenes(train.captions, train.made, train.rebuilt),
+        "scenes_heldout": scenes(held.captions, held.made, held.rebuilt, "_heldout") if held else Measured({}, {}),
+    }
+
+
+def _metrics(model: Manifest, train: Drawn, held: Drawn | None, painter: Painter) -> dict[str, float]:
     """The figures, flat. Own measures (recognisability) are named as such in the report."""
-    out = {
-        "recognisability": float(train.hit.mean()),
+    out = share("recognisability", train.hit) | {
         "recognisability_of_reconstructions": float(train.rebuilt_hit.mean()),
         "distance_to_own_picture": float(train.distance.mean()),
     }
-    out |= dict(zip(("recognisability_low", "recognisability_high"), _interval(train.hit), strict=True))
     if held is not None:
-        out |= {"recognisability_heldout": float(held.hit.mean()), "distance_to_own_picture_heldout": float(held.distance.mean())}
-        out |= dict(zip(("recognisability_heldout_low", "recognisability_heldout_high"), _interval(held.hit), strict=True))
+        out |= share("recognisability_heldout", held.hit) | {"distance_to_own_picture_heldout": float(held.distance.mean())}
     grid, px = painter.tokenizer.num_tokens, painter.tokenizer.config.image_px
     for split in ("train", "valid", "heldout"):
         for kind in ("image", "text"):
@@ -138,13 +175,6 @@ def _metrics(job: Job, model: Manifest, train: Drawn, held: Drawn | None, painte
     rebuilt = to_float(train.rebuilt)
     out["reconstruction_psnr"] = float(psnr(rebuilt, to_float(train.truth)).mean())
     return out
-
-
-def _interval(hits: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a share, with a fixed seed."""
-    draws = np.random.Generator(np.random.Philox(0)).integers(0, len(hits), (_RESAMPLES, len(hits)))
-    low, high = np.quantile(hits[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _protocol(config: EvaluateConfig, painter: Painter, training: PictureSet, heldout: PictureSet) -> dict[str, Any]:
@@ -160,7 +190,7 @@ def _protocol(config: EvaluateConfig, painter: Painter, training: PictureSet, he
         "seed": config.seed,
         "index": 0,
         "sampler": painter.sampler.model_dump(mode="json"),
-        "interval": f"95 % percentile bootstrap over captions, {_RESAMPLES} resamples, Philox seed 0",
+        "interval": "95 % percentile bootstrap over captions, 1000 resamples, Philox seed 0",
     }
 
 
@@ -181,7 +211,7 @@ def _towers(group: Drawn) -> list[UInt8]:
 
 
 def _report(
-    job: Job, model: Manifest, metrics: dict[str, float], protocol: dict[str, Any], train: Drawn, held: Drawn | None, training: PictureSet
+    job: Job, model: Manifest, metrics: dict[str, float], protocol: dict[str, Any], train: Drawn, held: Drawn | None, training: PictureSet, copies: CopyDetector
 ) -> ReportData:
     tokens = load_ancestor(job.store, model, "tokens")
     tokenizer, curated = (load_ancestor(job.store, tokens, name) for name in ("tokenizer", "curated"))
@@ -204,7 +234,7 @@ def _report(
         sheets=(Sheet("Training captions", "The real picture, what the tokenizer makes of it, and what the model drew from the caption alone.", _samples(train)),),
         heldout=Sheet("Held-out compositions", "Combinations that were never trained on, though their parts were.", _samples(held)) if held else None,
         worst=Sheet("Where it fails", "Training captions whose drawing is furthest from the real picture.", _samples(train, np.argsort(-train.distance)[:12])),
-        neighbours=_neighbours(held or train, training, job),
+        neighbours=_neighbours(held or train, training, copies),
         neighbours_note="Each drawing beside the training picture it is nearest to. A model this small trained on so few pictures is expected to stay close to them.",
         curves=(
             *_curves(job, tokenizer, "Loss of the tokenizer", None),
@@ -213,7 +243,7 @@ def _report(
         funnels=_funnels(pairs, curated),
         metrics=metrics_of(metrics, protocol=json.dumps(protocol["sampler"])),
         lineage=lineage,
-        notes=("Recognisability is this project's own measure; it is not a published benchmark.", f"Protocol: {json.dumps(protocol, sort_keys=True)}"),
+        notes=("Recognisability, variety, copied and the scene figures are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID.", f"Protocol: {json.dumps(protocol, sort_keys=True)}"),
     )
 
 
@@ -234,6 +264,10 @@ def _headlines(metrics: dict[str, float], share: float) -> tuple[Headline, ...]:
         lines.append(
             Headline("New compositions", held, "The same for combinations it never saw.", "good" if held >= 0.5 else "fair" if held >= 0.1 else "poor", "0.5 is a high goal", held, 0.5)
         )
+    if "scene_all" in metrics:
+        met = metrics["scene_all"]
+        hint = f"the tokenizer alone would allow {metrics['scene_all_of_reconstructions']:.2f}; the wrong captions give {metrics['scene_all_chance']:.2f}"
+        lines.append(Headline("Captions met", met, "Share of drawings that show all that their caption says, measured in the pixels.", "good" if met >= 0.5 else "fair" if met >= 0.2 else "poor", hint, met, 0.5))
     if "bits_per_pixel_valid" in metrics:
         lines.append(Headline("Bits per pixel, unseen pictures", metrics["bits_per_pixel_valid"], "How surprised the model is by pictures it did not train on; lower is better."))
     return tuple(lines)
@@ -251,15 +285,16 @@ def _samples(group: Drawn, order: Sequence[int] | npt.NDArray[np.int64] | None =
     )
 
 
-def _neighbours(group: Drawn, training: PictureSet, job: Job) -> tuple[Neighbour, ...]:
+def _neighbours(group: Drawn, training: PictureSet, copies: CopyDetector) -> tuple[Neighbour, ...]:
     captions = training.rows["caption"].to_pylist()
     made = to_float(group.made)
     found = nearest(made, to_float(np.asarray(training.images))).numpy()
     near = np.asarray(training.images[found])
     distance = (made - to_float(near)).square().flatten(1).mean(1).tolist()
+    copied = copies.copied(group.made)
     closest = np.argsort(distance)[:12]
     return tuple(
-        Neighbour(group.captions[i], encode_png(group.made[i]), encode_png(near[i]), captions[found[i]], float(distance[i])) for i in closest
+        Neighbour(group.captions[i], encode_png(group.made[i]), encode_png(near[i]), captions[found[i]], float(distance[i]), bool(copied[i])) for i in closest
     )
 
 

@@ -45,6 +45,41 @@ _KNOWN: dict[str, _Known] = {
         "higher", "How many of the tokenizer's codes carry the load; few mean that pictures look alike to it."
     ),
     "dead_codes": _Known("lower", "Codes of the tokenizer that no picture uses."),
+    "frechet_random": _Known(
+        "lower",
+        "Frechet distance between drawings and true pictures on a fixed untrained network; compares runs of this project only, never with a published FID.",
+    ),
+    "frechet_random_of_reconstructions": _Known(
+        "lower", "The same for originals sent through the tokenizer and back, not corrected for the number of pictures."
+    ),
+    "sliced_wasserstein_random": _Known(
+        "lower", "Sliced Wasserstein distance between drawings and true pictures on a fixed untrained network."
+    ),
+    "sliced_wasserstein_tokenizer": _Known("lower", "The same on the features of the model's own tokenizer."),
+    "precision": _Known("higher", "Share of drawings that lie among the true pictures."),
+    "recall": _Known("higher", "Share of true pictures that lie among the drawings: is every kind of picture drawn?"),
+    "density": _Known("higher", "How deep drawings lie among the true pictures; about 1 for the same distribution."),
+    "coverage": _Known("higher", "Share of true pictures with a drawing close by; about 0.97 for the same distribution."),
+    "variety": _Known(
+        "",
+        "How much drawings of one caption differ, over how much those of different captions do. 0: always the same picture; 1: the caption has no say.",
+    ),
+    "copied": _Known(
+        "lower",
+        "Share of drawings nearer to a training picture than 95 in 100 training pictures are to each other; 0.05 is what pictures of the same kind would give.",
+    ),
+    "scene_count": _Known("higher", "Share of drawings with as many shapes as the caption says."),
+    "scene_colour": _Known("higher", "Share of drawings that have every colour the caption says, as often as it says."),
+    "scene_shape": _Known("higher", "Share of drawings that have every shape the caption says, as often as it says."),
+    "scene_size": _Known("higher", "Share of drawings whose shapes are as small or large as the caption says."),
+    "scene_place": _Known("higher", "Share of drawings whose shape lies where the caption says."),
+    "scene_relation": _Known("higher", "Share of drawings whose two shapes lie to each other as the caption says."),
+    "scene_binding": _Known("higher", "Share of drawings in which each shape has the colour that the caption gives it."),
+    "scene_all": _Known("higher", "Share of drawings that show all that their caption says."),
+    "scene_all_of_reconstructions": _Known(
+        "higher", "The same for originals sent through the tokenizer and back: the most that any model could reach."
+    ),
+    "scene_all_chance": _Known("", "The same drawings judged by another drawing's caption: what chance would give."),
 }
 _SPLITS = {
     "train": ("training", "Measured on rows it was trained on."),

@@ -13,7 +13,7 @@ FIT_TOKENIZER = Stage(
 )
 ENCODE = Stage(name="encode", version=1, kind="tokens", config=EncodeConfig, inputs=("curated", "tokenizer"), work="tasks.encode_images:work")
 FIT = Stage(name="fit", version=1, kind="model", config=FitConfig, inputs=("tokens",), work="tasks.fit_dalle:work", distributed=True)
-EVALUATE = Stage(name="evaluate", version=1, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work")
+EVALUATE = Stage(name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work")
 GENERATE = Stage(
     name="generate", version=1, kind="generations", config=GenerateConfig, inputs=("model",), work="tasks.generate:work", identity="tasks.generate:identity"
 )
