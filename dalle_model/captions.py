@@ -1,8 +1,8 @@
 """Captions as tokens: a byte-level BPE trained on the captions themselves, lower-cased as in the paper.
 
 Id layout: 0 is padding and the end of a caption; 1..256 are the bytes; the merges follow in the order learnt. Every
-string can be encoded, none maps to an unknown token. Pieces are split at spaces only, so that a word with a hyphen
-("medium-dark") can become one token.
+string can be encoded, none maps to an unknown token. A word with a hyphen ("medium-dark") can become one token;
+punctuation stands alone, so that "man" and "man:" share theirs.
 """
 
 import itertools
@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from dalle_model.errors import DataError
 from dalle_model.records import normalise_caption
 
 PAD_TOKEN = "<pad>"
+_PIECE = r" ?[\p{L}\p{M}\p{N}'’-]+| ?[^ ]"  # a word, or one other character, with the space before it
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> bytes:
@@ -27,7 +28,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> bytes:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(" ", "merged_with_next"),
+            pre_tokenizers.Split(Regex(_PIECE), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

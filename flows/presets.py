@@ -43,8 +43,77 @@ def tiny() -> PipelineConfig:
 
 
 def quickstart() -> PipelineConfig:
-    """OpenMoji at 64 px on 2 CPU cores."""
-    return PipelineConfig(generate=GenerateConfig(prompts=("red heart", "clown face")))
+    """All joinable pictures of OpenMoji (3,953) at 64 px: recognisable pictures from 2 CPU cores.
+
+    Hardware: 2 cores with bfloat16 instructions (AVX-512 BF16 or AMX), under 2 GB of memory in training.
+    Minutes there, undisturbed: tokenizer 1.5, transformer 7.
+    Result to expect: reconstructions of 24.7 dB; ``recognisability`` about 0.8 on training captions and 0.5 to 0.6 on
+    skin tones held out for their role; people, faces, hands and flags come out clean, single objects half the time.
+    Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. Without bfloat16 in hardware expect three times as long.
+
+    What the recipe rests on, each measured against its absence at equal updates: Muon (tokenizer 21.9 -> 24.7 dB),
+    embeddings shared along the quantiser's lattice (recognisability 0.25 -> 0.46 after 450 updates), swapped read
+    tokens (0.31 -> 0.44, and 0.14 -> 0.25 on held-out tones).
+    """
+    return PipelineConfig(
+        ingest=IngestConfig(source="openmoji", image_px=64),
+        curate=CurateConfig(holdout_pattern="skin tone", holdout_every=10),
+        tokenizer=TokenizerConfig(
+            image_px=64,
+            downsampling=8,
+            fsq_levels=(8, 8, 8, 8),
+            width=64,
+            blocks_per_group=2,
+            optim=OptimConfig(
+                steps=800,
+                batch_size=64,
+                optimizer="muon",
+                muon_lr=0.01,
+                lr=2e-3,
+                betas=(0.9, 0.99),
+                weight_decay=1e-4,
+                warmup_steps=30,
+                final_lr_share=0.02,
+                checkpoint_every=200,
+            ),
+        ),
+        encode=EncodeConfig(text_vocab_size=2048, max_text_tokens=20),
+        fit=FitConfig(
+            model=ModelConfig(dim=256, depth=6, heads=4),
+            train=TrainConfig(
+                token_swap=0.15,
+                rarity=0.5,
+                optim=OptimConfig(
+                    steps=800,
+                    batch_size=64,
+                    optimizer="muon",
+                    muon_lr=0.02,
+                    lr=2e-3,
+                    betas=(0.9, 0.95),
+                    weight_decay=0.1,
+                    warmup_steps=40,
+                    final_lr_share=0.02,
+                    checkpoint_every=100,
+                ),
+            ),
+            # Chosen by measurement: greedy without guidance is a little better on training captions and much worse on
+            # held-out ones; the temperature leaves several pictures per prompt to see.
+            sampler=SamplerConfig(temperature=0.5, guidance=1.5),
+        ),
+        generate=GenerateConfig(
+            prompts=(
+                "red apple",
+                "woman firefighter: medium-dark skin tone",
+                "man astronaut: light skin tone",
+                "clown face",
+                "flag Italy",
+                "thumbs up: dark skin tone",
+                "person in lotus position: medium skin tone",
+                "red heart",
+            ),
+            n=4,
+        ),
+    )
 
 
 def scenes() -> PipelineConfig:

@@ -34,6 +34,11 @@ def test_hyphenated_word_becomes_one_token() -> None:
     assert TOKENIZER.encode("medium-dark") == TOKENIZER.encode("man medium-dark")[1:]
 
 
+def test_punctuation_stands_alone() -> None:
+    assert TOKENIZER.encode("man: dark, light")[0] == TOKENIZER.encode("man dark")[0]
+    assert TOKENIZER.decode(TOKENIZER.encode("man: dark, light")) == "man: dark, light"
+
+
 def test_empty_caption_has_no_tokens() -> None:
     assert TOKENIZER.encode("") == TOKENIZER.encode("   ") == []
 
