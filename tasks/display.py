@@ -7,7 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 Listener = Callable[[dict[str, Any]], None]
@@ -58,13 +67,19 @@ class _Bars:
         if kind == "progress":
             unit = event["unit"]
             if unit not in self._bars:  # a stage may pass through phases that count different things
-                self._bars[unit] = self._progress.add_task(self._stage, total=event["total"], completed=event["done"], unit=unit, figures="")
-            self._progress.update(self._bars[unit], completed=event["done"], total=event["total"], figures=_figures(event))
+                self._bars[unit] = self._progress.add_task(
+                    self._stage, total=event["total"], completed=event["done"], unit=unit, figures=""
+                )
+            self._progress.update(
+                self._bars[unit], completed=event["done"], total=event["total"], figures=_figures(event)
+            )
         elif kind == "log":
             self._progress.console.print(f"[dim]{self._stage}: [/dim]", end="")
             self._progress.console.print(event["text"], markup=False, highlight=False)
         elif kind == "reused":
-            self._progress.console.print(f"{self._stage}: {event['decision']} ({event['fingerprint'][:12]})", markup=False, highlight=False)
+            self._progress.console.print(
+                f"{self._stage}: {event['decision']} ({event['fingerprint'][:12]})", markup=False, highlight=False
+            )
 
 
 class _Lines:
