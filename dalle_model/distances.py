@@ -17,6 +17,7 @@ IntArray = npt.NDArray[np.int64]
 Interval = tuple[float, float]
 
 _BLOCK_ROWS = 1024
+_NORMAL_95 = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
 
 
 def frechet(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -132,10 +133,16 @@ def mean_distance(x: npt.ArrayLike, groups: IntArray | None = None) -> float:
 
 
 def share_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """95 % percentile bootstrap interval (Efron 1979) of the mean of values [n]."""
+    """95 % percentile bootstrap interval (Efron 1979) of the mean of values [n].
+
+    Where all are 0 or all are 1, resamples know nothing of the other kind: then it is Wilson's interval (1927).
+    """
     given = np.asarray(values, np.float64)
     if not given.size:
         raise DataError("no values to take an interval of; measure at least one picture")
+    if given.min() == given.max() and given[0] in (0.0, 1.0):
+        other = _NORMAL_95**2 / (len(given) + _NORMAL_95**2)
+        return (1 - other, 1.0) if given[0] else (0.0, other)
     draws = np.random.Generator(np.random.Philox(seed)).integers(0, len(given), (resamples, len(given)))
     low, high = np.quantile(given[draws].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)

@@ -136,6 +136,12 @@ def test_the_interval_of_a_share_covers_the_truth_nineteen_times_in_twenty():
     assert 0.90 <= covered / 300 <= 0.985
 
 
+def test_a_share_of_none_or_all_still_has_a_width():
+    low, high = share_interval(np.zeros(20))
+    assert low == 0.0 and high == pytest.approx(0.1611, abs=1e-4)  # Wilson's interval of 0 in 20
+    assert share_interval(np.ones(20)) == pytest.approx((1 - high, 1.0))
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_corrected_distance_and_its_interval_cover_the_truth(paired):
     truth, covered, corrected, plain = 1.0, 0, [], []
