@@ -108,15 +108,16 @@ class OptimConfig(Section):
 class TokenizerConfig(Section):
     """Image tokenizer: a picture as a grid of discrete codes."""
 
-    kind: Literal["fsq", "dvae"] = Field("fsq", description="fsq: finite scalar quantisation (modern). dvae: the DALL-E paper's discrete VAE.")
+    kind: Literal["fsq", "vq", "dvae"] = Field("fsq", description="fsq: finite scalar quantisation. vq: vector quantisation with a learnt codebook. dvae: the DALL-E paper's discrete VAE.")
     image_px: int = Field(64, ge=8, le=1024, description="Side of the square picture the tokenizer sees, px.")
     downsampling: int = Field(8, ge=2, le=32, description="Pixels per token along a side; a power of two.")
     fsq_levels: tuple[int, ...] = Field((8, 8, 8, 8), description="FSQ levels per dimension; their product is the vocabulary.")
-    num_codes: int = Field(8192, ge=2, le=65536, description="Vocabulary of dvae; without effect for fsq.")
+    num_codes: int = Field(8192, ge=2, le=65536, description="Vocabulary of vq and dvae; without effect for fsq.")
+    vq_dim: int = Field(8, ge=2, le=512, description="vq: dimensions of a code; few keep the codes in use.")
     width: int = Field(64, ge=4, le=1024, description="Channels of the first group; doubled at each downsampling (paper: 256).")
     blocks_per_group: int = Field(2, ge=1, le=8, description="Residual blocks per resolution (paper: 2).")
-    decoder_blocks: int = Field(0, ge=0, le=16, description="Residual blocks per resolution of the fsq decoder, 0 = as blocks_per_group.")
-    l1_share: float = Field(0.5, ge=0, le=1, description="fsq: weight of the mean absolute error; the mean squared error has the rest.")
+    decoder_blocks: int = Field(0, ge=0, le=16, description="Residual blocks per resolution of the fsq and vq decoder, 0 = as blocks_per_group.")
+    l1_share: float = Field(0.5, ge=0, le=1, description="fsq, vq: weight of the mean absolute error; the mean squared error has the rest.")
     kl_weight: float = Field(6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A).")
     final_temperature: float = Field(1 / 16, gt=0, le=1, description="Final Gumbel-softmax temperature of the dVAE.")
     min_perplexity_share: float = Field(0.02, ge=0, lt=1, description="The step fails when the code perplexity is below this share of the vocabulary: the codebook has collapsed.")

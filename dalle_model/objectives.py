@@ -23,6 +23,7 @@ from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
 from dalle_model.tokenizers.base import ImageTokenizer, to_unit
 from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
 from dalle_model.tokenizers.fsq import FsqTokenizer
+from dalle_model.tokenizers.vq import VqTokenizer
 
 _DROP, _NOISE = 0xD309, 0x6015E  # stream numbers under Runtime.seed
 
@@ -188,11 +189,15 @@ class _PictureObjective(Objective):
         return {"images": torch.from_numpy(self._pictures[mine]), "place": torch.arange(part.start, part.stop)}
 
 
-class FsqObjective(_PictureObjective):
-    """Mean absolute and mean squared error of the reconstruction, mixed by ``l1_share``."""
+class AutoencoderObjective(_PictureObjective):
+    """Mean absolute and mean squared error of the reconstruction, mixed by ``l1_share``, plus the quantiser's penalty."""
 
     def __init__(
-        self, tokenizer: FsqTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
+        self,
+        tokenizer: FsqTokenizer | VqTokenizer,
+        pictures: NDArray[np.uint8],
+        config: TokenizerConfig,
+        runtime: Runtime,
     ) -> None:
         super().__init__(pictures, config.optim, runtime)
         self.network: nn.Module = tokenizer
@@ -201,11 +206,13 @@ class FsqObjective(_PictureObjective):
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Per value, averaged over the whole batch."""
         images = to_unit(batch["images"])
-        error = network(images) - images
+        made, penalties = network(images)
+        error = made - images
         share = len(images) / self._batch_size
-        l1, l2 = error.abs().mean() * share, error.square().mean() * share
-        total = self._l1_share * l1 + (1 - self._l1_share) * l2
-        return Loss(total, {"loss": total.detach(), "l1": l1.detach(), "l2": l2.detach()})
+        l1, l2, penalty = error.abs().mean() * share, error.square().mean() * share, penalties.mean() * share
+        total = self._l1_share * l1 + (1 - self._l1_share) * l2 + penalty
+        terms = {"loss": total, "l1": l1, "l2": l2, "penalty": penalty}
+        return Loss(total, {name: value.detach() for name, value in terms.items()})
 
 
 class DvaeObjective(_PictureObjective):
@@ -247,8 +254,8 @@ class DvaeObjective(_PictureObjective):
 
 def tokenizer_objective(tokenizer: ImageTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> Objective:
     """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]. DataError for an unknown kind."""
-    if isinstance(tokenizer, FsqTokenizer):
-        return FsqObjective(tokenizer, pictures, config, runtime)
+    if isinstance(tokenizer, FsqTokenizer | VqTokenizer):
+        return AutoencoderObjective(tokenizer, pictures, config, runtime)
     if isinstance(tokenizer, DvaeTokenizer):
         return DvaeObjective(tokenizer, pictures, config, runtime)
-    raise DataError(f"no training objective for a {type(tokenizer).__name__}; there is one for fsq and dvae")
+    raise DataError(f"no training objective for a {type(tokenizer).__name__}; there is one for fsq, vq and dvae")

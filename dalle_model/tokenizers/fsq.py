@@ -1,54 +1,11 @@
-"""Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505): the codes are a fixed lattice, so none can die.
-
-The network is plain: a pixel-unshuffle stem, pre-norm residual 3x3 convolutions, no full-resolution layer, because
-full-resolution convolutions take most of the time and little of the quality at these sizes.
-"""
-
-import math
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505): the codes are a fixed lattice, so none can die."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle_model.config import TokenizerConfig
 from dalle_model.tokenizers.base import ImageTokenizer
-
-
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of [B, C, H, W]; the permuted view is contiguous for channels-last input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
-        normed = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.gain.to(x.dtype))
-        return normed.permute(0, 3, 1, 2)
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(norm(x)))), the last convolution starting at zero so that depth costs nothing at the start."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
-        out: Tensor = self.conv2(F.silu(self.conv1(self.norm(x))))
-        return x + out
-
-
-def _stages(config: TokenizerConfig) -> tuple[int, list[int]]:
-    """Stem patch in px, and the width of each resolution from fine to coarse."""
-    patch = min(4, config.downsampling // 2) if config.downsampling > 2 else 2
-    num_halvings = int(math.log2(config.downsampling // patch))
-    return patch, [config.width * 2**i for i in range(num_halvings + 1)]
+from dalle_model.tokenizers.convolutions import build_decoder, build_encoder
 
 
 class FsqTokenizer(ImageTokenizer):
@@ -56,22 +13,9 @@ class FsqTokenizer(ImageTokenizer):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
-        patch, widths = _stages(config)
         self.levels: tuple[int, ...] = tuple(config.fsq_levels)
-        encoder: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, widths[0], 3, padding=1)]
-        for i, width in enumerate(widths):
-            if i:
-                encoder += [nn.PixelUnshuffle(2), nn.Conv2d(4 * widths[i - 1], width, 1)]
-            encoder += [ResidualBlock(width) for _ in range(config.blocks_per_group)]
-        encoder += [ChannelNorm(widths[-1]), nn.Conv2d(widths[-1], len(self.levels), 1)]
-        decoder: list[nn.Module] = [nn.Conv2d(len(self.levels), widths[-1], 3, padding=1)]
-        for i in reversed(range(len(widths))):
-            decoder += [ResidualBlock(widths[i]) for _ in range(config.decoder_blocks or config.blocks_per_group)]
-            if i:
-                decoder += [nn.Conv2d(widths[i], 4 * widths[i - 1], 1), nn.PixelShuffle(2)]
-        decoder += [ChannelNorm(widths[0]), nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
-        self.encoder = nn.Sequential(*encoder)
-        self.decoder = nn.Sequential(*decoder)
+        self.encoder = build_encoder(config, len(self.levels))
+        self.decoder = build_decoder(config, len(self.levels))
         levels = torch.tensor(self.levels)
         self.register_buffer("steps", levels - 1, persistent=False)
         self.register_buffer(
@@ -96,10 +40,10 @@ class FsqTokenizer(ImageTokenizer):
         out: Tensor = self.decoder(codes.contiguous(memory_format=torch.channels_last))
         return out.float() * 0.5 + 0.5
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Reconstruction with straight-through rounding, [B, 3, H, W] -> the same shape, not clamped."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Straight-through rounding: [B, 3, H, W] -> (reconstruction, not clamped; penalty per picture [B], here 0)."""
         soft = self.latents(images)
-        return self.reconstruct(soft + (soft.round() - soft).detach())
+        return self.reconstruct(soft + (soft.round() - soft).detach()), soft.new_zeros(len(soft))
 
     def ids_of(self, coordinates: Tensor) -> Tensor:
         """Rounded lattice coordinates [B, d, g, g] -> int64 ids [B, N]."""

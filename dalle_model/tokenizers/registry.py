@@ -12,8 +12,9 @@ from dalle_model.errors import DataError
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.dvae import DvaeTokenizer
 from dalle_model.tokenizers.fsq import FsqTokenizer
+from dalle_model.tokenizers.vq import VqTokenizer
 
-_KINDS: dict[str, type[ImageTokenizer]] = {"fsq": FsqTokenizer, "dvae": DvaeTokenizer}
+_KINDS: dict[str, type[ImageTokenizer]] = {"fsq": FsqTokenizer, "vq": VqTokenizer, "dvae": DvaeTokenizer}
 
 
 def build_tokenizer(config: TokenizerConfig, generator: torch.Generator | None = None) -> ImageTokenizer:

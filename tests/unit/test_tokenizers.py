@@ -29,9 +29,11 @@ from dalle_model.tokenizers.dvae import (
     unmap_pixels,
 )
 from dalle_model.tokenizers.fsq import FsqTokenizer
+from dalle_model.tokenizers.vq import VqTokenizer
 
 SMALL = {
     "fsq": TokenizerConfig(kind="fsq", image_px=16, downsampling=4, fsq_levels=(8, 5, 4), width=8, blocks_per_group=1),
+    "vq": TokenizerConfig(kind="vq", image_px=16, downsampling=4, num_codes=256, width=8, blocks_per_group=1),
     "dvae": TokenizerConfig(kind="dvae", image_px=16, downsampling=4, num_codes=256, width=8, blocks_per_group=1),
 }
 
@@ -110,10 +112,30 @@ def test_fsq_ids_and_lattice_points_are_one_to_one() -> None:
 def test_fsq_rounding_passes_the_gradient_through() -> None:
     tokenizer = build("fsq")
     tokenizer.train()
-    loss = (tokenizer(torch.rand(2, 3, 16, 16)) - 0.5).square().mean()
+    loss = (tokenizer(torch.rand(2, 3, 16, 16))[0] - 0.5).square().mean()
     loss.backward()
     stem = tokenizer.encoder[1]  # type: ignore[index,union-attr]
     assert float(stem.weight.grad.abs().sum()) > 0
+
+
+# --- vector quantisation ---
+
+
+def test_vq_takes_the_nearest_code_on_the_sphere() -> None:
+    tokenizer = build("vq")
+    assert isinstance(tokenizer, VqTokenizer)
+    latents = tokenizer.latents(torch.rand(2, 3, 16, 16))
+    torch.testing.assert_close(latents.norm(dim=-1), torch.ones(2, 4, 4))
+    expected = torch.cdist(latents.reshape(-1, 8), tokenizer.codes()).argmin(1)
+    assert torch.equal(tokenizer.nearest(latents).flatten(), expected)
+
+
+def test_vq_trains_encoder_codebook_and_decoder() -> None:
+    tokenizer = build("vq").train()
+    made, penalty = tokenizer(torch.rand(2, 3, 16, 16))
+    assert penalty.shape == (2,) and float(penalty.detach().min()) > 0
+    ((made - 0.5).square().mean() + penalty.mean()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in tokenizer.named_parameters() if "norm" not in n and "conv1" not in n)
 
 
 # --- the paper's dVAE ---

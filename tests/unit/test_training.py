@@ -169,7 +169,7 @@ def test_training_learns_the_rows_by_heart() -> None:
     assert result.curve[-1]["loss_image"] < 0.5 * math.log(SHAPE.image_vocab)
 
 
-@pytest.mark.parametrize("kind", ["fsq", "dvae"])
+@pytest.mark.parametrize("kind", ["fsq", "vq", "dvae"])
 def test_tokenizer_training_is_deterministic_and_lowers_the_error(kind: str) -> None:
     pictures = np.zeros((16, 3, 16, 16), np.uint8)
     pictures[:, :, 4:12, 4:12] = np.random.default_rng(0).integers(0, 255, (16, 3, 1, 1))
