@@ -33,6 +33,7 @@ _HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
 _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
 _START_S = 60.0
+_STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +149,9 @@ class _Child:
         try:
             self._send(json.dumps(start).encode() + b"\n")
             self._receive(_START_S)
-        except _Died as error:
+        except _Died:
             self.stop()
-            raise StepFailed(
-                f"a decoding process does not start ({error}); run `{sys.executable} -m dalle_model.decode_pool` to see why"
-            ) from error
+            raise
 
     @property
     def pid(self) -> int:
@@ -320,13 +319,26 @@ class DecodePool(Generic[_T]):
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        child = _Child(self._settings, self._limits)
+        child = self._started()
         with self._lock:
             self._all.add(child)
             closed = self._closed
         if closed:
             child.stop()
         return child
+
+    def _started(self) -> _Child:
+        """A child that is ready. One killed while it starts is started again: whoever kills, kills at any moment."""
+        for attempt in range(_STARTS):
+            try:
+                return _Child(self._settings, self._limits)
+            except _Died as error:
+                if attempt + 1 == _STARTS:
+                    command = f"{sys.executable} -m dalle_model.decode_pool"
+                    raise StepFailed(
+                        f"a decoding process does not start ({error}); run `{command}` to see why"
+                    ) from error
+        raise AssertionError("unreachable")
 
     def _release(self, child: _Child) -> None:
         if child.files_left <= 0:
