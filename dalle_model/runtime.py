@@ -29,12 +29,18 @@ class Runtime:
 
     def generator(self, *key: int) -> torch.Generator:
         """A CPU generator that is a pure function of (seed, *key), so that draws survive restarts."""
-        mixed = self.seed
-        for part in key:  # splitmix64 step: neighbouring keys give unrelated streams
-            mixed = (mixed + 0x9E3779B97F4A7C15 + part) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-            mixed ^= mixed >> 31
+        mixed = _mix(self.seed)  # mixed first, or (seed 1, key 0) and (seed 0, key 1) would be one stream
+        for part in key:
+            mixed = _mix(mixed + part)
         generator = torch.Generator()
         generator.manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
         return generator
+
+
+def _mix(value: int) -> int:
+    """splitmix64: neighbouring values give unrelated 64-bit ones."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    value = (value + 0x9E3779B97F4A7C15) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)
