@@ -120,7 +120,7 @@ def run(
 @app.command()
 def ingest(
     source: Annotated[
-        str, typer.Argument(help="`openmoji`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]` or `parquet:URI`.")
+        str, typer.Argument(help="`openmoji`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`, `parquet:`, `jsonl:`, `csv:` or `webdataset:` with a path.")
     ],
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
@@ -371,6 +371,35 @@ def sweep(
 
 
 @app.command()
+def export(
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write.")],
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write pairs or curated pairs as an imagefolder, with every rejected row and its reason in `rejected.csv`."""
+    from flows import inspection
+
+    _emit(as_json, *inspection.export(_settings(store), ref, folder))
+
+
+@app.command("what-if")
+def what_if(
+    ref: Ref,
+    sets: Sets = None,
+    preset: Preset = "quickstart",
+    store: Store = DEFAULT_STORE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Rows gained and lost by moving each threshold of a **curated** artifact, from its stored scores."""
+    from flows import commands, inspection
+
+    _emit(as_json, *inspection.what_if(_settings(store), ref, commands.preset_config(preset, sets or [])))
+
+
+@app.command()
 def presets(as_json: Json = False) -> None:
     """List the presets with what they need and what to expect."""
     from flows import inspection
@@ -447,8 +476,23 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(error, "--debug" in arguments)
     if code == INTERRUPTED:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-    sys.stdout.flush()
+    leave.code = code
     raise SystemExit(code)
+
+
+class _Leave:
+    """The last exit handler: ends the process before C++ destructors run.
+
+    Arrow's threads are now and then still being joined when its statics are destroyed; the process then aborts after
+    its work is done ("terminate called without an active exception") and its exit code is lost.
+    """
+
+    code = 1
+
+    def __call__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.code)
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """Commands that look at the store and the machine. Each returns (JSON payload, lines for a person)."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from dalle_model.config import PipelineConfig
-from dalle_model.errors import DalleError
+from dalle_model.errors import DalleError, UsageError
 from flows.overrides import allowed_range
 from flows.presets import PRESETS
 from tasks.artifacts import Manifest
@@ -155,6 +157,34 @@ def sweep(settings: Settings, older_than_h: float, dry_run: bool) -> Shown:
     report = open_store(settings).sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     return {"removed": report.removed, "bytes": report.bytes}, [f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB", *report.removed[:20]]
+
+
+def export(settings: Settings, ref: str, folder: Path) -> Shown:
+    """``dalle export``."""
+    from tasks.export import export_pairs
+
+    store = open_store(settings)
+    counts = export_pairs(store, store.resolve(ref), folder)
+    return {"folder": str(folder.absolute()), **counts}, [f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"]
+
+
+def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
+    """``dalle what-if``: a scan of stored scores; nothing is computed again."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    from dalle_model.curation.what_if import what_if as moves_of
+
+    store = open_store(settings)
+    manifest = store.resolve(ref)
+    if manifest.kind != "curated":
+        raise UsageError(f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of a curated one, see `dalle ls --kind curated`")
+    tables = (pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("features"))
+    moves = moves_of(tables, config.curate)
+    lines = [f"{'knob':28} {'threshold':>10} {'kept':>9} {'gained':>8} {'lost':>8}"]
+    lines += [f"{m.knob:28} {m.threshold:10.4g} {m.kept:9,} {m.gained:8,} {m.lost:8,}" for m in moves]
+    return {"moves": [dataclasses.asdict(m) for m in moves]}, lines
 
 
 def list_presets() -> Shown:
