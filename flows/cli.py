@@ -463,6 +463,9 @@ def up(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 1 failed with a named error, 2 wrong usage, 130 interrupted."""
+    leave = _Leave()
+    if arguments is None:  # registered before any import that matters, so it runs after all other handlers
+        atexit.register(leave)
     arguments = sys.argv[1:] if arguments is None else arguments
     code: object = 0
     try:
@@ -476,7 +479,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(error, "--debug" in arguments)
     if code == INTERRUPTED:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-    leave.code = code
+    leave.code = code if isinstance(code, int) else 0 if code is None else 1
     raise SystemExit(code)
 
 
