@@ -3,6 +3,7 @@
 Commands parse and print; what they do lives in ``flows.commands`` and below, and is imported only when it is needed.
 """
 
+import atexit
 import json
 import os
 import signal
