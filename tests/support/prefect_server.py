@@ -42,6 +42,7 @@ class Up:
     port: int = field(default_factory=free_port)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     process: "subprocess.Popen[bytes] | None" = None
+    left_behind: list[str] = field(default_factory=list)  # what was still alive when it had ended
 
     @property
     def url(self) -> str:
@@ -116,9 +117,15 @@ class Up:
         try:
             return self.process.wait(within_s)
         finally:
+            self.left_behind = [f"{p.pid} {' '.join(_command(p))}" for p in self.processes()] or self.left_behind
             for left in self.processes():
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
+
+    def get(self, path: str) -> Any:
+        """Ask the web server for JSON beside the API."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as response:
+            return json.loads(response.read())
 
     # the API ------------------------------------------------------------------------------------------------------
 
