@@ -35,7 +35,7 @@ def test_flava_codebook_gives_the_same_logits_and_ids(blocks: int) -> None:
 
 
 def test_another_module_is_refused() -> None:
-    with pytest.raises(DataError, match="blocks.input"):
+    with pytest.raises(DataError, match=r"blocks\.input"):
         from_flava_codebook(nn.Linear(2, 2))
 
 

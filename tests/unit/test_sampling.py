@@ -11,7 +11,7 @@ from dalle_model.config import ModelConfig, SamplerConfig, TokenizerConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
-from dalle_model.sampling import Request, draw, filter_logits, picture_key, pick
+from dalle_model.sampling import Request, draw, filter_logits, pick, picture_key
 from dalle_model.tokenizers.base import to_bytes
 from dalle_model.tokenizers.registry import build_tokenizer
 

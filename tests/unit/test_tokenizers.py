@@ -48,10 +48,10 @@ def test_encode_and_decode_keep_the_contract(kind: str) -> None:
     images = torch.rand(5, 3, 16, 16)
     ids = tokenizer.encode(images)
     assert ids.shape == (5, tokenizer.num_tokens) == (5, tokenizer.grid**2) and ids.dtype == torch.int64
-    assert 0 <= int(ids.min()) and int(ids.max()) < tokenizer.vocab_size
+    assert int(ids.min()) >= 0 and int(ids.max()) < tokenizer.vocab_size
     pictures = tokenizer.decode(ids)
     assert pictures.shape == images.shape and pictures.dtype == torch.float32
-    assert 0 <= float(pictures.min()) and float(pictures.max()) <= 1
+    assert float(pictures.min()) >= 0 and float(pictures.max()) <= 1
     assert torch.equal(tokenizer.decode(ids.to(torch.int32)), pictures)
 
 
