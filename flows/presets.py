@@ -107,7 +107,7 @@ def quickstart() -> PipelineConfig:
                 "woman firefighter: medium-dark skin tone",
                 "man astronaut: light skin tone",
                 "clown face",
-                "flag Italy",
+                "flag: Italy",
                 "thumbs up: dark skin tone",
                 "person in lotus position: medium skin tone",
                 "red heart",
