@@ -50,10 +50,11 @@ def test_a_run_started_from_the_form_draws_what_was_typed_and_shows_it(machine: 
         ended = machine.wait_run(run["id"])
         assert ended["state_type"] == "COMPLETED", f"{ended['state']}\n{machine.log_of(run['id'])}"
 
+        page.set_viewport_size({"width": 1440, "height": 1000})
         page.goto(f"{machine.url}{ui}/runs/flow-run/{run['id']}")
         page.get_by_text(name).first.wait_for()
         page.get_by_text("Artifacts", exact=True).last.click()
-        page.get_by_text("generate-sheet-samples").first.wait_for()
+        page.get_by_text("Drawn from captions").last.wait_for()  # below the name of the sheet
         keep_screenshot(page, f"prefect-run{ui or '/v1'}")
         _see_picture(page, machine, ui, run["id"], "generate-sheet-samples")
 
