@@ -41,39 +41,93 @@ class Section(BaseModel):
 class IngestConfig(Section):
     """Ingest: where pairs come from and what a picture must satisfy to be decoded."""
 
-    source: str = Field("openmoji", description="openmoji, scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH")
+    source: str = Field(
+        "openmoji",
+        description="openmoji, scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH",
+    )
     limit: int = Field(0, ge=0, description="Rows to read, 0 = all. The first rows in the source's own order.")
-    image_px: int = Field(64, ge=8, le=4096, description="Longest side kept, px. Larger pictures are scaled down; vector pictures are drawn at this size.")
-    rows_per_shard: int = Field(512, ge=1, le=100_000, description="Input rows per shard: the unit of work, retry and resume.")
+    image_px: int = Field(
+        64,
+        ge=8,
+        le=4096,
+        description="Longest side kept, px. Larger pictures are scaled down; vector pictures are drawn at this size.",
+    )
+    rows_per_shard: int = Field(
+        512, ge=1, le=100_000, description="Input rows per shard: the unit of work, retry and resume."
+    )
     background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour behind transparent pictures.")
     max_image_bytes: int = Field(20_000_000, ge=1, description="Encoded size limit in bytes, checked before decoding.")
-    max_image_mpx: float = Field(25.0, gt=0, le=1000, description="Pixel limit in megapixels, checked in the header before decoding.")
-    max_decode_s: float = Field(10.0, gt=0, description="Seconds one picture may take to decode, half of it on the CPU, before its child process is stopped.")
-    max_caption_chars: int = Field(20_000, ge=1, description="Characters of a caption at most; longer ones are documents, not captions.")
-    max_rejected_share: float = Field(0.9, ge=0, le=1, description="The step fails when more than this share of rows is rejected: then the source is wrong, not the rows.")
-    caption_column: str = Field("", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title.")
-    image_column: str = Field("", description="Image column of hf: and parquet: sources; empty = the first of image, bytes, jpg, png.")
+    max_image_mpx: float = Field(
+        25.0, gt=0, le=1000, description="Pixel limit in megapixels, checked in the header before decoding."
+    )
+    max_decode_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds one picture may take to decode, half of it on the CPU, before its child process is stopped.",
+    )
+    max_caption_chars: int = Field(
+        20_000, ge=1, description="Characters of a caption at most; longer ones are documents, not captions."
+    )
+    max_rejected_share: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="The step fails when more than this share of rows is rejected: then the source is wrong, not the rows.",
+    )
+    caption_column: str = Field(
+        "", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title."
+    )
+    image_column: str = Field(
+        "", description="Image column of hf: and parquet: sources; empty = the first of image, bytes, jpg, png."
+    )
 
 
 class CurateConfig(Section):
     """Curate: which pairs are good enough, and which split each belongs to."""
 
-    preset: Literal["none", "datacomp_basic", "dalle2021"] = Field("none", description="Published rule set. Its thresholds and those below both apply: the stricter one counts.")
-    min_side_px: int = Field(16, ge=1, description="Shorter side of the source picture at least, px. Vector pictures have no size and pass.")
+    preset: Literal["none", "datacomp_basic", "dalle2021"] = Field(
+        "none", description="Published rule set. Its thresholds and those below both apply: the stricter one counts."
+    )
+    min_side_px: int = Field(
+        16, ge=1, description="Shorter side of the source picture at least, px. Vector pictures have no size and pass."
+    )
     max_aspect: float = Field(3.0, ge=1, description="Long side over short side at most.")
     min_caption_words: int = Field(1, ge=0, description="Words in the caption at least.")
     min_caption_chars: int = Field(2, ge=0, description="Characters in the caption at least.")
     max_caption_chars: int = Field(1000, ge=1, description="Characters in the caption at most.")
-    max_word_repetition: float = Field(0.7, gt=0, le=1, description="Share of the most frequent word at most (captions of four words or more).")
-    max_boilerplate: float = Field(1.0, gt=0, le=1, description="Share of the caption in stock phrases such as date stamps at most, 1 = off.")
-    min_entropy_bits: float = Field(0.1, ge=0, description="Entropy of the grey histogram at least, bits; drops blank pictures.")
-    near_duplicate_bits: int = Field(-1, ge=-1, le=12, description="Pictures whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = only equal pictures do. Clusters never straddle train, valid and test. Unrelated pictures begin to meet near 12.")
-    drop_duplicates: bool = Field(True, description="Keep one pair per identical (image, caption); the smallest id survives.")
-    max_captions_per_picture: int = Field(8, ge=0, description="Different captions that one picture may have, 0 = any number. With more of them it is a placeholder, and all its pairs go.")
+    max_word_repetition: float = Field(
+        0.7, gt=0, le=1, description="Share of the most frequent word at most (captions of four words or more)."
+    )
+    max_boilerplate: float = Field(
+        1.0, gt=0, le=1, description="Share of the caption in stock phrases such as date stamps at most, 1 = off."
+    )
+    min_entropy_bits: float = Field(
+        0.1, ge=0, description="Entropy of the grey histogram at least, bits; drops blank pictures."
+    )
+    near_duplicate_bits: int = Field(
+        -1,
+        ge=-1,
+        le=12,
+        description="Pictures whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = only equal pictures do. Clusters never straddle train, valid and test. Unrelated pictures begin to meet near 12.",
+    )
+    drop_duplicates: bool = Field(
+        True, description="Keep one pair per identical (image, caption); the smallest id survives."
+    )
+    max_captions_per_picture: int = Field(
+        8,
+        ge=0,
+        description="Different captions that one picture may have, 0 = any number. With more of them it is a placeholder, and all its pairs go.",
+    )
     valid_share: float = Field(0.02, ge=0, lt=1, description="Share of clusters held for validation.")
     test_share: float = Field(0.0, ge=0, lt=1, description="Share of clusters held for testing.")
-    holdout_pattern: str = Field("", description="Regular expression of captions from which compositions are held out of training; empty = none.")
-    holdout_every: int = Field(10, ge=1, description="One in this many matching captions goes to the split `heldout`, 1 = all (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.")
+    holdout_pattern: str = Field(
+        "", description="Regular expression of captions from which compositions are held out of training; empty = none."
+    )
+    holdout_every: int = Field(
+        10,
+        ge=1,
+        description="One in this many matching captions goes to the split `heldout`, 1 = all (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the split.")
 
     @model_validator(mode="after")
@@ -88,17 +142,32 @@ class OptimConfig(Section):
 
     steps: int = Field(1000, ge=1, description="Optimiser updates.")
     batch_size: int = Field(64, ge=1, description="Rows per update, over all ranks.")
-    micro_batch_size: int = Field(0, ge=0, description="Rows per forward pass and rank; 0 = all rows of the rank at once. Halved on out-of-memory.")
+    micro_batch_size: int = Field(
+        0,
+        ge=0,
+        description="Rows per forward pass and rank; 0 = all rows of the rank at once. Halved on out-of-memory.",
+    )
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW.")
     lr: float = Field(1e-3, gt=0, le=1, description="Peak step size of AdamW.")
     muon_lr: float = Field(0.02, gt=0, le=1, description="Peak step size of Muon's matrices; without effect for adamw.")
-    betas: tuple[float, float] = Field((0.9, 0.96), description="AdamW's decay rates; the paper's transformer uses 0.9, 0.96.")
-    weight_decay: float = Field(0.045, ge=0, le=10, description="Decay of matrices; gains, biases and embeddings are never decayed.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.96), description="AdamW's decay rates; the paper's transformer uses 0.9, 0.96."
+    )
+    weight_decay: float = Field(
+        0.045, ge=0, le=10, description="Decay of matrices; gains, biases and embeddings are never decayed."
+    )
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up, updates.")
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = Field("cosine", description="After the warm-up. wsd: stable, then linear decay over the last fifth.")
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = Field(
+        "cosine", description="After the warm-up. wsd: stable, then linear decay over the last fifth."
+    )
     final_lr_share: float = Field(0.05, ge=0, le=1, description="Step size at the end over the peak.")
     clip_norm: float = Field(1.0, ge=0, description="Gradient norm limit, 0 = off.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights, 0 = off. The averaged weights are the ones published.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the averaged weights, 0 = off. The averaged weights are the ones published.",
+    )
     seed: int = Field(0, ge=0, description="Seed of initial weights, data order, augmentation and dropout.")
     checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints: the most work a kill can cost.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
@@ -108,20 +177,40 @@ class OptimConfig(Section):
 class TokenizerConfig(Section):
     """Image tokenizer: a picture as a grid of discrete codes."""
 
-    kind: Literal["fsq", "vq", "dvae"] = Field("fsq", description="fsq: finite scalar quantisation. vq: vector quantisation with a learnt codebook. dvae: the DALL-E paper's discrete VAE.")
+    kind: Literal["fsq", "vq", "dvae"] = Field(
+        "fsq",
+        description="fsq: finite scalar quantisation. vq: vector quantisation with a learnt codebook. dvae: the DALL-E paper's discrete VAE.",
+    )
     image_px: int = Field(64, ge=8, le=1024, description="Side of the square picture the tokenizer sees, px.")
     downsampling: int = Field(8, ge=2, le=32, description="Pixels per token along a side; a power of two.")
-    fsq_levels: tuple[int, ...] = Field((8, 8, 8, 8), description="FSQ levels per dimension; their product is the vocabulary.")
+    fsq_levels: tuple[int, ...] = Field(
+        (8, 8, 8, 8), description="FSQ levels per dimension; their product is the vocabulary."
+    )
     num_codes: int = Field(8192, ge=2, le=65536, description="Vocabulary of vq and dvae; without effect for fsq.")
     vq_dim: int = Field(8, ge=2, le=512, description="vq: dimensions of a code; few keep the codes in use.")
-    width: int = Field(64, ge=4, le=1024, description="Channels of the first group; doubled at each downsampling (paper: 256).")
+    width: int = Field(
+        64, ge=4, le=1024, description="Channels of the first group; doubled at each downsampling (paper: 256)."
+    )
     blocks_per_group: int = Field(2, ge=1, le=8, description="Residual blocks per resolution (paper: 2).")
-    decoder_blocks: int = Field(0, ge=0, le=16, description="Residual blocks per resolution of the fsq and vq decoder, 0 = as blocks_per_group.")
-    l1_share: float = Field(0.5, ge=0, le=1, description="fsq, vq: weight of the mean absolute error; the mean squared error has the rest.")
-    kl_weight: float = Field(6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A).")
+    decoder_blocks: int = Field(
+        0, ge=0, le=16, description="Residual blocks per resolution of the fsq and vq decoder, 0 = as blocks_per_group."
+    )
+    l1_share: float = Field(
+        0.5, ge=0, le=1, description="fsq, vq: weight of the mean absolute error; the mean squared error has the rest."
+    )
+    kl_weight: float = Field(
+        6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A)."
+    )
     final_temperature: float = Field(1 / 16, gt=0, le=1, description="Final Gumbel-softmax temperature of the dVAE.")
-    min_perplexity_share: float = Field(0.02, ge=0, lt=1, description="The step fails when the code perplexity is below this share of the vocabulary: the codebook has collapsed.")
-    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=1e-4, batch_size=64))
+    min_perplexity_share: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="The step fails when the code perplexity is below this share of the vocabulary: the codebook has collapsed.",
+    )
+    optim: OptimConfig = Field(
+        default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=1e-4, batch_size=64)
+    )
 
     @property
     def vocab_size(self) -> int:
@@ -156,8 +245,12 @@ class EncodeConfig(Section):
 
     rows_per_shard: int = Field(2048, ge=1, le=1_000_000, description="Token rows per Parquet shard.")
     batch_size: int = Field(64, ge=1, description="Pictures per forward pass. Has no effect on the tokens.")
-    text_vocab_size: int = Field(2048, ge=260, le=65000, description="BPE vocabulary trained on the training captions (paper: 16384).")
-    max_text_tokens: int = Field(32, ge=2, le=512, description="Text positions; longer captions are cut and counted (paper: 256).")
+    text_vocab_size: int = Field(
+        2048, ge=260, le=65000, description="BPE vocabulary trained on the training captions (paper: 16384)."
+    )
+    max_text_tokens: int = Field(
+        32, ge=2, le=512, description="Text positions; longer captions are cut and counted (paper: 256)."
+    )
 
 
 class ModelConfig(Section):
@@ -166,10 +259,21 @@ class ModelConfig(Section):
     dim: int = Field(256, ge=16, le=16384, multiple_of=2, description="Width (paper: 3968).")
     depth: int = Field(6, ge=1, le=256, description="Layers (paper: 64).")
     heads: int = Field(8, ge=1, le=256, description="Attention heads (paper: 62).")
-    mode: Literal["modern", "paper"] = Field("modern", description="modern: rotary positions, query-key norm, SwiGLU, full attention. paper: as in the DALL-E paper: row and column embeddings, row, column and convolutional masks, GELU.")
-    mlp_ratio: float = Field(8 / 3, gt=0, le=16, description="Hidden width of the SwiGLU MLP over dim; 8/3 has the parameters of a plain MLP of 4.")
+    mode: Literal["modern", "paper"] = Field(
+        "modern",
+        description="modern: rotary positions, query-key norm, SwiGLU, full attention. paper: as in the DALL-E paper: row and column embeddings, row, column and convolutional masks, GELU.",
+    )
+    mlp_ratio: float = Field(
+        8 / 3,
+        gt=0,
+        le=16,
+        description="Hidden width of the SwiGLU MLP over dim; 8/3 has the parameters of a plain MLP of 4.",
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on residual branches.")
-    norm: Literal["layer", "rms"] = Field("layer", description="layer: gain-only layer norm, fused on every device. rms: as in recent models; 6.7 times slower than layer on a CPU (torch 2.13).")
+    norm: Literal["layer", "rms"] = Field(
+        "layer",
+        description="layer: gain-only layer norm, fused on every device. rms: as in recent models; 6.7 times slower than layer on a CPU (torch 2.13).",
+    )
 
     @property
     def hidden(self) -> int:
@@ -179,19 +283,40 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _heads(self) -> Self:
         if self.dim % self.heads or (self.dim // self.heads) % 4:
-            raise ValueError(f"dim {self.dim} must be a multiple of 4 x heads {self.heads}: rotary positions split each head in four")
+            raise ValueError(
+                f"dim {self.dim} must be a multiple of 4 x heads {self.heads}: rotary positions split each head in four"
+            )
         return self
 
 
 class TrainConfig(Section):
     """Training of the transformer."""
 
-    text_loss_share: float = Field(0.125, ge=0, le=1, description="Weight of the text loss; the image loss has the rest (paper: 1/8).")
-    condition_dropout: float = Field(0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works.")
+    text_loss_share: float = Field(
+        0.125, ge=0, le=1, description="Weight of the text loss; the image loss has the rest (paper: 1/8)."
+    )
+    condition_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works."
+    )
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="BPE merges dropped at random in training (paper: 0.1).")
-    token_swap: float = Field(0.0, ge=0, lt=1, description="Share of the image tokens read in training that come from another picture of the batch, so that the model trusts the caption more than its own last tokens.")
-    rarity: float = Field(0.0, ge=0, le=4, description="Rows are seen in proportion to (mean information of their caption's tokens) to this power: above 0, captions of rare words more often.")
-    image_first_share: float = Field(0.0, ge=0, lt=1, description="Share of updates trained as [image][text], so that the model also describes pictures and scores captions (mode modern).")
+    token_swap: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the image tokens read in training that come from another picture of the batch, so that the model trusts the caption more than its own last tokens.",
+    )
+    rarity: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="Rows are seen in proportion to (mean information of their caption's tokens) to this power: above 0, captions of rare words more often.",
+    )
+    image_first_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of updates trained as [image][text], so that the model also describes pictures and scores captions (mode modern).",
+    )
     optim: OptimConfig = Field(default_factory=OptimConfig)
 
 
@@ -200,7 +325,9 @@ class SamplerConfig(Section):
 
     temperature: float = Field(1.0, ge=0, le=10, description="0 = the most probable token.")
     top_k: int = Field(0, ge=0, description="Draw among the k most probable tokens, 0 = all.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw among the most probable tokens that together reach this probability.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Draw among the most probable tokens that together reach this probability."
+    )
     guidance: float = Field(1.0, ge=0, le=50, description="Classifier-free guidance; 1 = off.")
 
 
@@ -221,25 +348,43 @@ class FitConfig(Section):
 class EvaluateConfig(Section):
     """Evaluate: what is measured on a trained model."""
 
-    num_captions: int = Field(96, ge=1, le=100_000, description="Training captions spread over the set that are drawn for `recognisability`.")
+    num_captions: int = Field(
+        96, ge=1, le=100_000, description="Training captions spread over the set that are drawn for `recognisability`."
+    )
     num_heldout: int = Field(32, ge=0, le=100_000, description="Held-out compositions drawn beside them.")
-    max_reference: int = Field(20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly.")
+    max_reference: int = Field(
+        20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly."
+    )
     batch_size: int = Field(32, ge=1, description="Pictures drawn at once. Has no effect on the figures.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
-    sampler: SamplerConfig | None = Field(None, description="None: as stored with the model. Sampler: with these settings.")
+    sampler: SamplerConfig | None = Field(
+        None, description="None: as stored with the model. Sampler: with these settings."
+    )
 
 
 class GenerateConfig(Section):
     """Generate: a list of prompts to pictures."""
 
     prompts: tuple[str, ...] = Field((), description="Prompts drawn in this order.")
-    prompts_uri: str = Field("", description="File of prompts (txt, jsonl, csv, parquet) read after `prompts`; a path or s3:// URI.")
-    n: int = Field(4, ge=1, le=10_000, title="Pictures per prompt", description="How often each prompt is drawn, each time with a seed of its own.")
-    seed: int = Field(0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index).")
+    prompts_uri: str = Field(
+        "", description="File of prompts (txt, jsonl, csv, parquet) read after `prompts`; a path or s3:// URI."
+    )
+    n: int = Field(
+        4,
+        ge=1,
+        le=10_000,
+        title="Pictures per prompt",
+        description="How often each prompt is drawn, each time with a seed of its own.",
+    )
+    seed: int = Field(
+        0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index)."
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="Pictures drawn at once. Has no effect on the pictures.")
     rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
     upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
-    sampler: SamplerConfig | None = Field(None, description="None: as stored with the model. Sampler: with these settings.")
+    sampler: SamplerConfig | None = Field(
+        None, description="None: as stored with the model. Sampler: with these settings."
+    )
 
 
 class PipelineConfig(Section):

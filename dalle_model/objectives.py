@@ -156,7 +156,9 @@ def text_targets(text: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def validation_losses(model: Dalle, rows: TokenRows, runtime: Runtime, limit: int = 0, batch_size: int = 64) -> tuple[float, float]:
+def validation_losses(
+    model: Dalle, rows: TokenRows, runtime: Runtime, limit: int = 0, batch_size: int = 64
+) -> tuple[float, float]:
     """(nats per text token, nats per image token) over ``rows``, at most ``limit`` of them spread evenly, 0 = all."""
     count = len(rows.image)
     chosen = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(np.int64))
@@ -167,7 +169,9 @@ def validation_losses(model: Dalle, rows: TokenRows, runtime: Runtime, limit: in
             for_text, for_image = model.split(model(text, image))
             targets = text_targets(text)
             text_sum += float(head_cross_entropy(for_text[targets], model.text_head.weight, text[targets], runtime))
-            image_sum += float(head_cross_entropy(for_image.flatten(0, 1), model.image_vectors(), image.flatten(), runtime))
+            image_sum += float(
+                head_cross_entropy(for_image.flatten(0, 1), model.image_vectors(), image.flatten(), runtime)
+            )
         num_text += float(targets.sum())
         num_image += image.numel()
     return text_sum / max(num_text, 1), image_sum / max(num_image, 1)
@@ -252,7 +256,9 @@ class DvaeObjective(_PictureObjective):
         return Loss(total, {"loss": total.detach(), "nll_per_value": likelihood, "l2": mse})
 
 
-def tokenizer_objective(tokenizer: ImageTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime) -> Objective:
+def tokenizer_objective(
+    tokenizer: ImageTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
+) -> Objective:
     """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]. DataError for an unknown kind."""
     if isinstance(tokenizer, FsqTokenizer | VqTokenizer):
         return AutoencoderObjective(tokenizer, pictures, config, runtime)

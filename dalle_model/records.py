@@ -79,7 +79,9 @@ def token_row(num_image_tokens: int) -> pa.Schema:
         pa.field("split", pa.string(), nullable=False),
         pa.field("weight", pa.float32(), nullable=False),
         pa.field("text_tokens", pa.list_(pa.uint16()), nullable=False),
-        pa.field("image_tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False), num_image_tokens), nullable=False),
+        pa.field(
+            "image_tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False), num_image_tokens), nullable=False
+        ),
     )
 
 

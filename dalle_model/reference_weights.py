@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dalle_model.config import TokenizerConfig
 from dalle_model.errors import DataError
-from dalle_model.tokenizers.dvae import DvaeDecoder, DvaeEncoder, DvaeTokenizer
+from dalle_model.tokenizers.dvae import DvaeEncoder, DvaeTokenizer
 
 _BLOCK = re.compile(r"blocks\.group_(\d+)\.block_(\d+)\.(id_path|res_path\.conv_\d)\.(weight|bias)")
 
@@ -79,9 +79,13 @@ def _read_inert(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         lines = [line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
         reason = (lines or str(error).splitlines() or ["unreadable"])[0].strip()
-        raise DataError(f"{path} is not OpenAI's dVAE ({reason[:160]}); use the published encoder.pkl and decoder.pkl") from error
+        raise DataError(
+            f"{path} is not OpenAI's dVAE ({reason[:160]}); use the published encoder.pkl and decoder.pkl"
+        ) from error
     if not isinstance(root, _Record):
-        raise DataError(f"{path} holds a {type(root).__name__}, not a module; use the published encoder.pkl and decoder.pkl")
+        raise DataError(
+            f"{path} holds a {type(root).__name__}, not a module; use the published encoder.pkl and decoder.pkl"
+        )
     return dict(_walk(root, ""))
 
 
@@ -100,7 +104,9 @@ def _plain(name: str) -> str:
 def _config_of(names: Mapping[str, Tensor], source: str, image_px: int) -> TokenizerConfig:
     matches = [m for m in map(_BLOCK.fullmatch, names) if m]
     if not matches or "blocks.input.weight" not in names or "blocks.output.conv.weight" not in names:
-        raise DataError(f"{source} does not hold the tensors of the paper's dVAE encoder; expected blocks.input, blocks.group_1, ...")
+        raise DataError(
+            f"{source} does not hold the tensors of the paper's dVAE encoder; expected blocks.input, blocks.group_1, ..."
+        )
     num_groups = max(int(m[1]) for m in matches)
     return TokenizerConfig(
         kind="dvae",

@@ -1,7 +1,7 @@
 """A complete model in one folder: transformer, image tokenizer, caption tokenizer and sampler, for notebooks.
 
-    model = TextToImage.from_pretrained("folder")
-    pictures = model.draw(["red apple"], n=4)  # uint8 [1, 4, H, W, 3]
+model = TextToImage.from_pretrained("folder")
+pictures = model.draw(["red apple"], n=4)  # uint8 [1, 4, H, W, 3]
 """
 
 import hashlib
@@ -68,7 +68,9 @@ class TextToImage:
         """Read what ``save_pretrained`` wrote. DataError when a part is missing or does not fit the others."""
         missing = [name for name in FILES if not (Path(folder) / name).is_file()]
         if missing:
-            raise DataError(f"{folder} is not a complete model: {', '.join(missing)} missing; save it with save_pretrained")
+            raise DataError(
+                f"{folder} is not a complete model: {', '.join(missing)} missing; save it with save_pretrained"
+            )
         weights, config, tokenizer, described, bpe, sampler = ((Path(folder) / name).read_bytes() for name in FILES)
         return cls(
             dalle_from_bytes(weights, config),

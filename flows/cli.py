@@ -121,7 +121,10 @@ def run(
 @app.command()
 def ingest(
     source: Annotated[
-        str, typer.Argument(help="`openmoji`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`, `parquet:`, `jsonl:`, `csv:` or `webdataset:` with a path.")
+        str,
+        typer.Argument(
+            help="`openmoji`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`, `parquet:`, `jsonl:`, `csv:` or `webdataset:` with a path."
+        ),
     ],
     sets: Sets = None,
     store: Store = DEFAULT_STORE,

@@ -18,7 +18,7 @@ from flows.presets import PRESETS
 from tasks.artifacts import Manifest
 from tasks.settings import Settings
 from tasks.stages import STAGES, stage_named
-from tasks.step import difference, open_store
+from tasks.step import Plan, difference, open_store
 from tasks.store import Store
 
 Shown = tuple[dict[str, Any], list[str]]
@@ -48,9 +48,13 @@ def list_artifacts(settings: Settings, kind: str) -> Shown:
     lines = [f"{'stage':14} {'kind':12} {'fingerprint':13} {'rows':>9} {'MB':>9} {'made':17} names"]
     for m in rows:
         made = datetime.datetime.fromtimestamp(float(m.facts.get("started_at", 0))).strftime("%Y-%m-%d %H:%M")
-        lines.append(f"{m.step:14} {m.kind:12} {m.fingerprint[:12]:13} {m.rows:9,} {m.bytes / 1e6:9.2f} {made:17} {' '.join(names.get(m.fingerprint, []))}")
+        lines.append(
+            f"{m.step:14} {m.kind:12} {m.fingerprint[:12]:13} {m.rows:9,} {m.bytes / 1e6:9.2f} {made:17} {' '.join(names.get(m.fingerprint, []))}"
+        )
     if not rows:
-        lines = [f"{store.uri} holds no artifact{' of kind ' + kind if kind else ''}; make some with `dalle run quickstart`"]
+        lines = [
+            f"{store.uri} holds no artifact{' of kind ' + kind if kind else ''}; make some with `dalle run quickstart`"
+        ]
     payload = {"artifacts": [_entry(store, m) | {"names": names.get(m.fingerprint, [])} for m in rows]}
     return payload, lines
 
@@ -64,7 +68,11 @@ def show(settings: Settings, ref: str) -> Shown:
     """``dalle show``."""
     store = open_store(settings)
     m = store.resolve(ref)
-    lines = [f"{m.step} {m.fingerprint}", f"  kind {m.kind}, {m.rows:,} rows, {m.bytes / 1e6:.2f} MB, step version {m.step_version}", f"  manifest {m.sha256}"]
+    lines = [
+        f"{m.step} {m.fingerprint}",
+        f"  kind {m.kind}, {m.rows:,} rows, {m.bytes / 1e6:.2f} MB, step version {m.step_version}",
+        f"  manifest {m.sha256}",
+    ]
     lines += [f"  input {i.name}: {i.step} {i.fingerprint[:12]}" for i in m.inputs]
     lines += [f"  {name}: {value}" for name, value in _flat(m.config)]
     lines += ["  figures:"] + [f"    {name}: {_short(value)}" for name, value in _flat(m.stats)]
@@ -93,10 +101,18 @@ def verify(settings: Settings, ref: str) -> tuple[dict[str, Any], list[str], boo
     problems = store.verify(manifest)
     lines = [f"{key}: {problem}" for key, problem in problems]
     if problems:
-        lines.append(f"{len(problems)} of {len(manifest.objects)} objects are damaged; run the step again to make them anew, or restore the store")
+        lines.append(
+            f"{len(problems)} of {len(manifest.objects)} objects are damaged; run the step again to make them anew, or restore the store"
+        )
     else:
-        lines.append(f"{manifest.step} {manifest.fingerprint[:12]}: all {len(manifest.objects)} objects ({manifest.bytes / 1e6:.2f} MB) match their hashes")
-    payload = {"fingerprint": manifest.fingerprint, "objects": len(manifest.objects), "problems": [{"key": k, "problem": p} for k, p in problems]}
+        lines.append(
+            f"{manifest.step} {manifest.fingerprint[:12]}: all {len(manifest.objects)} objects ({manifest.bytes / 1e6:.2f} MB) match their hashes"
+        )
+    payload = {
+        "fingerprint": manifest.fingerprint,
+        "objects": len(manifest.objects),
+        "problems": [{"key": k, "problem": p} for k, p in problems],
+    }
     return payload, lines, not problems
 
 
@@ -106,7 +122,11 @@ def explain(settings: Settings, what: str, config: PipelineConfig) -> Shown:
         return _explain_stage(settings, stage_named(what).name, config)
     store = open_store(settings)
     m = store.resolve(what)
-    before = [other for other in all_manifests(store) if other.step == m.step and float(other.facts.get("started_at", 0)) < float(m.facts.get("started_at", 0))]
+    before = [
+        other
+        for other in all_manifests(store)
+        if other.step == m.step and float(other.facts.get("started_at", 0)) < float(m.facts.get("started_at", 0))
+    ]
     lines = [f"{m.step} {m.fingerprint[:12]} was {m.facts.get('decision', 'made')}"]
     lines += [f"  it read {i.name} = {i.step} {i.fingerprint[:12]}" for i in m.inputs]
     changes = difference(before[-1], m) if before else []
@@ -125,16 +145,34 @@ def _explain_stage(settings: Settings, name: str, config: PipelineConfig) -> Sho
     try:
         results = chain(config, settings, bind(only_reuse))
     except NotCommitted as needed:
+        first, reason = needed.stage.name, _reason(open_store(settings), needed.planned)
         order = list(STAGES)
-        if order.index(needed.stage.name) < order.index(name):
-            decision = f"would run: it depends on {needed.stage.name}, which has to run first ({needed.decision})"
-        elif needed.stage.name == name:
-            decision = f"would run: {needed.decision.removeprefix('made: ')}"
+        reuse = order.index(first) > order.index(name)
+        if reuse:
+            decision = f"would be reused; the first stage to run is {first}"
+        elif first == name:
+            decision = f"would run: {reason}"
         else:
-            decision = f"would be reused; the first stage to run is {needed.stage.name}"
-        return {"stage": name, "reuse": needed.stage.name != name and order.index(needed.stage.name) > order.index(name), "decision": decision}, [f"{name} {decision}"]
+            decision = f"would run: it depends on {first}, which has to run first: {reason}"
+        return {"stage": name, "reuse": reuse, "first": first, "decision": decision}, [f"{name} {decision}"]
     ref = results[name].ref
-    return {"stage": name, "reuse": True, "decision": results[name].decision, "fingerprint": ref.fingerprint}, [f"{name} would be {results[name].decision} ({ref.fingerprint[:12]})"]
+    return {"stage": name, "reuse": True, "decision": results[name].decision, "fingerprint": ref.fingerprint}, [
+        f"{name} would be {results[name].decision} ({ref.fingerprint[:12]})"
+    ]
+
+
+def _reason(store: Store, planned: Plan) -> str:
+    """Why a planned step has work to do: what separates it from the most similar artifact of its stage."""
+    made = [m for m in all_manifests(store) if m.step == planned.stage.name]
+    if not made:
+        return f"{store.uri} holds no artifact of {planned.stage.name}"
+    nearest = min(made, key=lambda m: len(difference(m, planned.blank())))
+    changes = difference(nearest, planned.blank())
+    return (
+        f"against {nearest.fingerprint[:12]}, {'; '.join(changes)}"
+        if changes
+        else f"objects of {nearest.fingerprint[:12]} are missing or damaged"
+    )
 
 
 def promote(settings: Settings, ref: str, name: str) -> Shown:
@@ -142,7 +180,9 @@ def promote(settings: Settings, ref: str, name: str) -> Shown:
     store = open_store(settings)
     manifest = store.resolve(ref)
     store.set_ref(name, manifest)
-    return {"name": name, "fingerprint": manifest.fingerprint}, [f"{name} is now {manifest.step} {manifest.fingerprint[:12]}"]
+    return {"name": name, "fingerprint": manifest.fingerprint}, [
+        f"{name} is now {manifest.step} {manifest.fingerprint[:12]}"
+    ]
 
 
 def rollback(settings: Settings, name: str) -> Shown:
@@ -156,7 +196,10 @@ def sweep(settings: Settings, older_than_h: float, dry_run: bool) -> Shown:
     """``dalle sweep``."""
     report = open_store(settings).sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
-    return {"removed": report.removed, "bytes": report.bytes}, [f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB", *report.removed[:20]]
+    return {"removed": report.removed, "bytes": report.bytes}, [
+        f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB",
+        *report.removed[:20],
+    ]
 
 
 def export(settings: Settings, ref: str, folder: Path) -> Shown:
@@ -165,7 +208,9 @@ def export(settings: Settings, ref: str, folder: Path) -> Shown:
 
     store = open_store(settings)
     counts = export_pairs(store, store.resolve(ref), folder)
-    return {"folder": str(folder.absolute()), **counts}, [f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"]
+    return {"folder": str(folder.absolute()), **counts}, [
+        f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"
+    ]
 
 
 def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
@@ -179,7 +224,9 @@ def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
     store = open_store(settings)
     manifest = store.resolve(ref)
     if manifest.kind != "curated":
-        raise UsageError(f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of a curated one, see `dalle ls --kind curated`")
+        raise UsageError(
+            f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of a curated one, see `dalle ls --kind curated`"
+        )
     tables = (pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("features"))
     moves = moves_of(tables, config.curate)
     lines = [f"{'knob':28} {'threshold':>10} {'kept':>9} {'gained':>8} {'lost':>8}"]
@@ -214,7 +261,11 @@ def doctor(settings: Settings) -> tuple[dict[str, Any], list[str], bool]:
     examinations = {"versions": _versions, "devices": _devices, "disk": _disk, "store": _store, "prefect": _prefect}
     checks = [_check(name, examination, settings) for name, examination in examinations.items()]
     lines = [f"{'ok  ' if good else 'FAIL'} {name:9} {text}" for name, good, text in checks]
-    return {"checks": [{"name": n, "ok": ok, "text": text} for n, ok, text in checks]}, lines, all(good for _, good, _ in checks)
+    return (
+        {"checks": [{"name": n, "ok": ok, "text": text} for n, ok, text in checks]},
+        lines,
+        all(good for _, good, _ in checks),
+    )
 
 
 def _check(name: str, examine: Callable[[Settings], str], settings: Settings) -> tuple[str, bool, str]:
@@ -234,23 +285,31 @@ def _versions(_: Settings) -> str:
 def _devices(settings: Settings) -> str:
     from tasks import devices
 
-    runtime = devices.resolve(devices.DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction))
+    runtime = devices.resolve(
+        devices.DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction)
+    )
     free = devices.free_memory_bytes(runtime) / 1e9
-    return f"{runtime.device}, {str(runtime.dtype).removeprefix('torch.')}, {runtime.threads} threads, {free:.1f} GB free"
+    return (
+        f"{runtime.device}, {str(runtime.dtype).removeprefix('torch.')}, {runtime.threads} threads, {free:.1f} GB free"
+    )
 
 
 def _disk(settings: Settings) -> str:
     settings.spool.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.spool).free / 1e9
     if free < 2:
-        raise DalleError(f"the spool folder {settings.spool} has {free:.1f} GB free, less than 2; set DALLE_SPOOL to another disk")
+        raise DalleError(
+            f"the spool folder {settings.spool} has {free:.1f} GB free, less than 2; set DALLE_SPOOL to another disk"
+        )
     return f"spool {settings.spool}, {free:.0f} GB free"
 
 
 def _store(settings: Settings) -> str:
     store = open_store(settings)
     probe = store.probe()
-    promise = "create-only writes honoured" if probe.create_only else "create-only writes IGNORED: run one writer at a time"
+    promise = (
+        "create-only writes honoured" if probe.create_only else "create-only writes IGNORED: run one writer at a time"
+    )
     return f"{store.uri}: {promise}; {probe.detail}"
 
 
@@ -265,7 +324,7 @@ def _prefect(_: Settings) -> str:
     try:
         version = httpx.get(f"{url}/admin/version", timeout=5).raise_for_status().text
     except httpx.HTTPError as error:
-        raise DalleError(f"the Prefect API {url} does not answer ({type(error).__name__}); start it with `dalle up`, or unset PREFECT_API_URL") from None
+        raise DalleError(
+            f"the Prefect API {url} does not answer ({type(error).__name__}); start it with `dalle up`, or unset PREFECT_API_URL"
+        ) from None
     return f"API {url}, server {version}"
-
-

@@ -18,9 +18,21 @@ _WITHIN_FIT = tuple(FitConfig.model_fields)
 
 def allowed_range(field: FieldInfo) -> str:
     """What a field admits, in words: bounds, choices or type."""
-    signs = ((annotated_types.Ge, "ge", ">="), (annotated_types.Gt, "gt", ">"), (annotated_types.Le, "le", "<="), (annotated_types.Lt, "lt", "<"))
-    parts = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for kind, name, sign in signs if isinstance(rule, kind)]
-    parts += [f"a multiple of {rule.multiple_of}" for rule in field.metadata if isinstance(rule, annotated_types.MultipleOf)]
+    signs = (
+        (annotated_types.Ge, "ge", ">="),
+        (annotated_types.Gt, "gt", ">"),
+        (annotated_types.Le, "le", "<="),
+        (annotated_types.Lt, "lt", "<"),
+    )
+    parts = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for kind, name, sign in signs
+        if isinstance(rule, kind)
+    ]
+    parts += [
+        f"a multiple of {rule.multiple_of}" for rule in field.metadata if isinstance(rule, annotated_types.MultipleOf)
+    ]
     parts += [f"matching {rule.pattern}" for rule in field.metadata if getattr(rule, "pattern", None)]
     annotation = field.annotation
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
@@ -44,7 +56,11 @@ def _locate(path: str) -> tuple[list[str], FieldInfo]:
             model = _model_of(fields["optim"])
             fields = model.model_fields
         if part not in fields:
-            known = [*fields, *(_WITHIN_FIT if model is PipelineConfig else ()), *(_model_of(fields["optim"]).model_fields if "optim" in fields else ())]
+            known = [
+                *fields,
+                *(_WITHIN_FIT if model is PipelineConfig else ()),
+                *(_model_of(fields["optim"]).model_fields if "optim" in fields else ()),
+            ]
             near = difflib.get_close_matches(part, known, n=3)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UsageError(f"unknown key {part!r} in {path!r}; {hint}known here: {', '.join(known)}")

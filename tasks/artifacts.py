@@ -91,18 +91,30 @@ class Manifest(_Value):
             envelope = json.loads(data)
             version = envelope["body"]["schema_version"]
             if version != MANIFEST_SCHEMA:
-                raise DataError(f"{where} has manifest schema {version}; this program reads {MANIFEST_SCHEMA}. Use the release that wrote it")
+                raise DataError(
+                    f"{where} has manifest schema {version}; this program reads {MANIFEST_SCHEMA}. Use the release that wrote it"
+                )
             manifest = cls(**envelope["body"], facts=envelope["facts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptObject(f"{where} is not a readable manifest ({type(error).__name__}); run `dalle verify` and restore it from a backup") from error
+            raise CorruptObject(
+                f"{where} is not a readable manifest ({type(error).__name__}); run `dalle verify` and restore it from a backup"
+            ) from error
         if manifest.sha256 != envelope.get("sha256"):
-            raise CorruptObject(f"{where} hashes to {manifest.sha256[:12]}, but records {str(envelope.get('sha256'))[:12]}; it was altered")
+            raise CorruptObject(
+                f"{where} hashes to {manifest.sha256[:12]}, but records {str(envelope.get('sha256'))[:12]}; it was altered"
+            )
         return manifest
 
     def ref(self, uri: str) -> ArtifactRef:
         """The reference under which other steps know this artifact."""
         return ArtifactRef(
-            kind=self.kind, step=self.step, fingerprint=self.fingerprint, uri=uri, manifest_sha256=self.sha256, rows=self.rows, bytes=self.bytes
+            kind=self.kind,
+            step=self.step,
+            fingerprint=self.fingerprint,
+            uri=uri,
+            manifest_sha256=self.sha256,
+            rows=self.rows,
+            bytes=self.bytes,
         )
 
     def objects_of(self, role: str) -> tuple[ObjectRef, ...]:
@@ -113,7 +125,9 @@ class Manifest(_Value):
         """The one object of a role; DataError when there is none or several."""
         found = self.objects_of(role)
         if len(found) != 1:
-            raise DataError(f"artifact {self.step} {self.fingerprint[:12]} has {len(found)} objects of role {role!r}, expected one")
+            raise DataError(
+                f"artifact {self.step} {self.fingerprint[:12]} has {len(found)} objects of role {role!r}, expected one"
+            )
         return found[0]
 
 

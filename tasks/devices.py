@@ -101,7 +101,9 @@ def lease(name: str, folder: Path, *, wait_s: float, log: Callable[[str], None])
             holder = path.read_text().strip() or "another process"
             if time.monotonic() >= deadline:
                 file.close()
-                raise DeviceError(f"device {name} is held by {holder} for over {wait_s:.0f} s; wait, choose another --device, or raise DALLE_GPU_WAIT_S") from None
+                raise DeviceError(
+                    f"device {name} is held by {holder} for over {wait_s:.0f} s; wait, choose another --device, or raise DALLE_GPU_WAIT_S"
+                ) from None
             if not told:
                 log(f"waiting for device {name}, held by {holder}")
                 told = True

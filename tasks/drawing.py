@@ -48,7 +48,11 @@ class Painter:
         shape, config = self.model.shape, self.model.config
         rows = batch_size * (2 if self.sampler.guidance != 1.0 else 1)
         positions = shape.max_text_tokens + shape.num_image_tokens
-        preflight(self.runtime, 2 * rows * positions * config.dim * config.depth * self.runtime.dtype.itemsize, f"drawing {batch_size} pictures at once")
+        preflight(
+            self.runtime,
+            2 * rows * positions * config.dim * config.depth * self.runtime.dtype.itemsize,
+            f"drawing {batch_size} pictures at once",
+        )
         return draw(self.model, requests, self.sampler, self.runtime, batch_size, progress)
 
     @torch.inference_mode()

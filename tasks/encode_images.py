@@ -52,7 +52,10 @@ def work(job: Job) -> Outcome:
     used = histogram[histogram > 0] / histogram.sum()
     stats = {
         "rows": table.num_rows,
-        "splits": {split: sum(part.stats["splits"].get(split, 0) for part in parts) for split in ("train", "valid", "test", "heldout")},
+        "splits": {
+            split: sum(part.stats["splits"].get(split, 0) for part in parts)
+            for split in ("train", "valid", "test", "heldout")
+        },
         "cut_captions": sum(part.stats["cut_captions"] for part in parts),
         "text_vocab_size": words.vocab_size,
         "code_perplexity": float(np.exp(-(used * np.log(used)).sum())),
@@ -70,19 +73,40 @@ def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: 
     ids, made = reconstruct(tokenizer, images, job.runtime)
     texts = [words.encode(caption) for caption in rows["caption"].to_pylist()]
     cut = sum(len(t) > config.max_text_tokens for t in texts)
-    tokens = pa.FixedSizeListArray.from_arrays(pa.array(ids.numpy().astype(np.uint16).reshape(-1)), tokenizer.num_tokens)
+    tokens = pa.FixedSizeListArray.from_arrays(
+        pa.array(ids.numpy().astype(np.uint16).reshape(-1)), tokenizer.num_tokens
+    )
     schema = token_row(tokenizer.num_tokens).with_metadata(_metadata(job, words, tokenizer))
     table = pa.table(
-        [rows["id"], rows["caption"], rows["split"], rows["weight"], pa.array([t[: config.max_text_tokens] for t in texts], pa.list_(pa.uint16())), tokens],
+        [
+            rows["id"],
+            rows["caption"],
+            rows["split"],
+            rows["weight"],
+            pa.array([t[: config.max_text_tokens] for t in texts], pa.list_(pa.uint16())),
+            tokens,
+        ],
         schema=schema,
     )
     out = io.BytesIO()
     # Uniform 16-bit codes gain nothing from a dictionary; split into byte planes they write 1.7 times as fast.
     leaf = "image_tokens.list.element"
-    pq.write_table(table, out, compression="zstd", row_group_size=4096, use_dictionary=["split", "caption"], column_encoding={leaf: "BYTE_STREAM_SPLIT"})
+    pq.write_table(
+        table,
+        out,
+        compression="zstd",
+        row_group_size=4096,
+        use_dictionary=["split", "caption"],
+        column_encoding={leaf: "BYTE_STREAM_SPLIT"},
+    )
     obj = job.put(out.getvalue(), ext="parquet", role="tokens", rows=table.num_rows)
     sample = slice(0, 64)
-    splits = dict(zip(*(v.tolist() for v in np.unique(rows["split"].to_numpy(zero_copy_only=False), return_counts=True)), strict=True))
+    splits = dict(
+        zip(
+            *(v.tolist() for v in np.unique(rows["split"].to_numpy(zero_copy_only=False), return_counts=True)),
+            strict=True,
+        )
+    )
     stats = {
         "splits": splits,
         "cut_captions": int(cut),

@@ -67,13 +67,19 @@ def work(job: Job) -> Outcome:
     curated = load_ancestor(job.store, tokens, "curated")
     painter = load_painter(job, model, config.sampler, config.seed)
     px = painter.tokenizer.config.image_px
-    training = load_pictures(job, curated, _by_caption(curated_table(job, curated, ("train",)), config.max_reference), px, "train")
+    training = load_pictures(
+        job, curated, _by_caption(curated_table(job, curated, ("train",)), config.max_reference), px, "train"
+    )
     heldout_rows = _by_caption(curated_table(job, curated, ("heldout",)), config.num_heldout)
     heldout = load_pictures(job, curated, heldout_rows, px, "heldout")
     chosen = spread(len(training.images), config.num_captions)
     total = len(chosen) + len(heldout.images)
     train = _draw(job, painter, training, chosen, to_float(np.asarray(training.images)), 0, total)
-    both = torch.cat([to_float(np.asarray(training.images)), to_float(np.asarray(heldout.images))]) if len(heldout.images) else None
+    both = (
+        torch.cat([to_float(np.asarray(training.images)), to_float(np.asarray(heldout.images))])
+        if len(heldout.images)
+        else None
+    )
     held = None
     if both is not None:
         offset = len(training.images)
@@ -84,7 +90,9 @@ def work(job: Job) -> Outcome:
     for one in measured.values():
         # Beyond nine digits, sums of floats depend on the number of threads; the figures must not.
         metrics |= {name: float(f"{figure:.9g}") for name, figure in one.figures.items()}
-    protocol = _protocol(config, painter, training, heldout) | {name: m.protocol for name, m in measured.items() if m.protocol}
+    protocol = _protocol(config, painter, training, heldout) | {
+        name: m.protocol for name, m in measured.items() if m.protocol
+    }
     report = report_html(_report(job, model, metrics, protocol, train, held, training, copies))
     document = json.dumps({"metrics": metrics, "protocol": protocol}, sort_keys=True, indent=1).encode()
     objects = (
@@ -143,11 +151,15 @@ def _repeat(job: Job, painter: Painter, train: Drawn) -> Repeats:
     return Repeats(np.concatenate([train.made[chosen], again]), groups)
 
 
-def _measured(job: Job, model: Manifest, painter: Painter, train: Drawn, held: Drawn | None, copies: CopyDetector) -> dict[str, Measured]:
+def _measured(
+    job: Job, model: Manifest, painter: Painter, train: Drawn, held: Drawn | None, copies: CopyDetector
+) -> dict[str, Measured]:
     """What is measured beside recognisability, by its name in the protocol."""
     own_features = TokenizerFeatures(painter.tokenizer, model.object_of("tokenizer.weights").sha256)
     repeats = _repeat(job, painter, train)
-    copied = share("copied", copies.copied(train.made)) | (share("copied_heldout", copies.copied(held.made)) if held else {})
+    copied = share("copied", copies.copied(train.made)) | (
+        share("copied_heldout", copies.copied(held.made)) if held else {}
+    )
     return {
         "distributions": distributions(train.made, train.truth, train.rebuilt, own_features),
         "variety": variety(repeats.made, repeats.groups, train.made),
@@ -164,7 +176,9 @@ def _metrics(model: Manifest, train: Drawn, held: Drawn | None, painter: Painter
         "distance_to_own_picture": float(train.distance.mean()),
     }
     if held is not None:
-        out |= share("recognisability_heldout", held.hit) | {"distance_to_own_picture_heldout": float(held.distance.mean())}
+        out |= share("recognisability_heldout", held.hit) | {
+            "distance_to_own_picture_heldout": float(held.distance.mean())
+        }
     grid, px = painter.tokenizer.num_tokens, painter.tokenizer.config.image_px
     for split in ("train", "valid", "heldout"):
         for kind in ("image", "text"):
@@ -196,9 +210,17 @@ def _protocol(config: EvaluateConfig, painter: Painter, training: PictureSet, he
 
 def _sheet(train: Drawn, held: Drawn | None) -> bytes:
     """The real picture above what was drawn, for training captions and in a row of their own for held-out ones."""
-    sections = [Section("Training captions: the real picture above, the drawn one below", _towers(train), train.captions)]
+    sections = [
+        Section("Training captions: the real picture above, the drawn one below", _towers(train), train.captions)
+    ]
     if held is not None:
-        sections.append(Section("Held-out compositions, never trained on: the real picture above, the drawn one below", _towers(held), held.captions))
+        sections.append(
+            Section(
+                "Held-out compositions, never trained on: the real picture above, the drawn one below",
+                _towers(held),
+                held.captions,
+            )
+        )
     return sectioned_sheet(sections, columns=16, tile_px=(64, 130), max_bytes=400_000)
 
 
@@ -211,7 +233,14 @@ def _towers(group: Drawn) -> list[UInt8]:
 
 
 def _report(
-    job: Job, model: Manifest, metrics: dict[str, float], protocol: dict[str, Any], train: Drawn, held: Drawn | None, training: PictureSet, copies: CopyDetector
+    job: Job,
+    model: Manifest,
+    metrics: dict[str, float],
+    protocol: dict[str, Any],
+    train: Drawn,
+    held: Drawn | None,
+    training: PictureSet,
+    copies: CopyDetector,
 ) -> ReportData:
     tokens = load_ancestor(job.store, model, "tokens")
     tokenizer, curated = (load_ancestor(job.store, tokens, name) for name in ("tokenizer", "curated"))
@@ -229,11 +258,29 @@ def _report(
     return ReportData(
         title=f"Evaluation of model {model.fingerprint[:12]}",
         summary=summary,
-        facts={"model": model.fingerprint[:12], "parameters": f"{model.stats['parameters']:,}", "updates": f"{model.stats['steps']:,}"},
+        facts={
+            "model": model.fingerprint[:12],
+            "parameters": f"{model.stats['parameters']:,}",
+            "updates": f"{model.stats['steps']:,}",
+        },
         headlines=_headlines(metrics, share),
-        sheets=(Sheet("Training captions", "The real picture, what the tokenizer makes of it, and what the model drew from the caption alone.", _samples(train)),),
-        heldout=Sheet("Held-out compositions", "Combinations that were never trained on, though their parts were.", _samples(held)) if held else None,
-        worst=Sheet("Where it fails", "Training captions whose drawing is furthest from the real picture.", _samples(train, np.argsort(-train.distance)[:12])),
+        sheets=(
+            Sheet(
+                "Training captions",
+                "The real picture, what the tokenizer makes of it, and what the model drew from the caption alone.",
+                _samples(train),
+            ),
+        ),
+        heldout=Sheet(
+            "Held-out compositions", "Combinations that were never trained on, though their parts were.", _samples(held)
+        )
+        if held
+        else None,
+        worst=Sheet(
+            "Where it fails",
+            "Training captions whose drawing is furthest from the real picture.",
+            _samples(train, np.argsort(-train.distance)[:12]),
+        ),
         neighbours=_neighbours(held or train, training, copies),
         neighbours_note="Each drawing beside the training picture it is nearest to. A model this small trained on so few pictures is expected to stay close to them.",
         curves=(
@@ -243,7 +290,10 @@ def _report(
         funnels=_funnels(pairs, curated),
         metrics=metrics_of(metrics, protocol=json.dumps(protocol["sampler"])),
         lineage=lineage,
-        notes=("Recognisability, variety, copied and the scene figures are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID.", f"Protocol: {json.dumps(protocol, sort_keys=True)}"),
+        notes=(
+            "Recognisability, variety, copied and the scene figures are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID.",
+            f"Protocol: {json.dumps(protocol, sort_keys=True)}",
+        ),
     )
 
 
@@ -262,14 +312,38 @@ def _headlines(metrics: dict[str, float], share: float) -> tuple[Headline, ...]:
     if "recognisability_heldout" in metrics:
         held = metrics["recognisability_heldout"]
         lines.append(
-            Headline("New compositions", held, "The same for combinations it never saw.", "good" if held >= 0.5 else "fair" if held >= 0.1 else "poor", "0.5 is a high goal", held, 0.5)
+            Headline(
+                "New compositions",
+                held,
+                "The same for combinations it never saw.",
+                "good" if held >= 0.5 else "fair" if held >= 0.1 else "poor",
+                "0.5 is a high goal",
+                held,
+                0.5,
+            )
         )
     if "scene_all" in metrics:
         met = metrics["scene_all"]
         hint = f"the tokenizer alone would allow {metrics['scene_all_of_reconstructions']:.2f}; the wrong captions give {metrics['scene_all_chance']:.2f}"
-        lines.append(Headline("Captions met", met, "Share of drawings that show all that their caption says, measured in the pixels.", "good" if met >= 0.5 else "fair" if met >= 0.2 else "poor", hint, met, 0.5))
+        lines.append(
+            Headline(
+                "Captions met",
+                met,
+                "Share of drawings that show all that their caption says, measured in the pixels.",
+                "good" if met >= 0.5 else "fair" if met >= 0.2 else "poor",
+                hint,
+                met,
+                0.5,
+            )
+        )
     if "bits_per_pixel_valid" in metrics:
-        lines.append(Headline("Bits per pixel, unseen pictures", metrics["bits_per_pixel_valid"], "How surprised the model is by pictures it did not train on; lower is better."))
+        lines.append(
+            Headline(
+                "Bits per pixel, unseen pictures",
+                metrics["bits_per_pixel_valid"],
+                "How surprised the model is by pictures it did not train on; lower is better.",
+            )
+        )
     return tuple(lines)
 
 
@@ -278,7 +352,10 @@ def _samples(group: Drawn, order: Sequence[int] | npt.NDArray[np.int64] | None =
     return tuple(
         Sample(
             group.captions[i],
-            tuple(Picture(label, encode_png(images[i])) for label, images in (("real", group.truth), ("tokenizer", group.rebuilt), ("drawn", group.made))),
+            tuple(
+                Picture(label, encode_png(images[i]))
+                for label, images in (("real", group.truth), ("tokenizer", group.rebuilt), ("drawn", group.made))
+            ),
             bool(group.hit[i]),
         )
         for i in chosen
@@ -294,7 +371,15 @@ def _neighbours(group: Drawn, training: PictureSet, copies: CopyDetector) -> tup
     copied = copies.copied(group.made)
     closest = np.argsort(distance)[:12]
     return tuple(
-        Neighbour(group.captions[i], encode_png(group.made[i]), encode_png(near[i]), captions[found[i]], float(distance[i]), bool(copied[i])) for i in closest
+        Neighbour(
+            group.captions[i],
+            encode_png(group.made[i]),
+            encode_png(near[i]),
+            captions[found[i]],
+            float(distance[i]),
+            bool(copied[i]),
+        )
+        for i in closest
     )
 
 
@@ -307,4 +392,7 @@ def _curves(job: Job, manifest: Manifest, title: str, random_loss: float | None)
 def _funnels(pairs: Manifest, curated: Manifest) -> tuple[Funnel, ...]:
     ingest = (("rows read", int(pairs.stats["rows_in"])), ("pairs kept", int(pairs.stats["kept"])))
     steps = tuple((str(rule), int(left)) for rule, left in curated.stats.get("funnel", []))
-    return (Funnel("Ingest", ingest, pairs.stats.get("reasons", {})), Funnel("Curation", steps, curated.stats.get("reasons", {})))
+    return (
+        Funnel("Ingest", ingest, pairs.stats.get("reasons", {})),
+        Funnel("Curation", steps, curated.stats.get("reasons", {})),
+    )

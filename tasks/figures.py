@@ -59,7 +59,9 @@ _KNOWN: dict[str, _Known] = {
     "precision": _Known("higher", "Share of drawings that lie among the true pictures."),
     "recall": _Known("higher", "Share of true pictures that lie among the drawings: is every kind of picture drawn?"),
     "density": _Known("higher", "How deep drawings lie among the true pictures; about 1 for the same distribution."),
-    "coverage": _Known("higher", "Share of true pictures with a drawing close by; about 0.97 for the same distribution."),
+    "coverage": _Known(
+        "higher", "Share of true pictures with a drawing close by; about 0.97 for the same distribution."
+    ),
     "variety": _Known(
         "",
         "How much drawings of one caption differ, over how much those of different captions do. 0: always the same picture; 1: the caption has no say.",
@@ -74,7 +76,9 @@ _KNOWN: dict[str, _Known] = {
     "scene_size": _Known("higher", "Share of drawings whose shapes are as small or large as the caption says."),
     "scene_place": _Known("higher", "Share of drawings whose shape lies where the caption says."),
     "scene_relation": _Known("higher", "Share of drawings whose two shapes lie to each other as the caption says."),
-    "scene_binding": _Known("higher", "Share of drawings in which each shape has the colour that the caption gives it."),
+    "scene_binding": _Known(
+        "higher", "Share of drawings in which each shape has the colour that the caption gives it."
+    ),
     "scene_all": _Known("higher", "Share of drawings that show all that their caption says."),
     "scene_all_of_reconstructions": _Known(
         "higher", "The same for originals sent through the tokenizer and back: the most that any model could reach."

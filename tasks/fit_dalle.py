@@ -1,6 +1,5 @@
 """Stage fit: train the transformer on token rows."""
 
-import io
 import json
 import math
 from typing import Any
@@ -37,9 +36,15 @@ def read_tokens(job: Job, tokens: Manifest, split: str) -> tuple[TokenRows, list
         table = pq.read_table(job.fetch(obj))
         about = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
         if about.get("tokenizer") != expected:
-            raise DataError(f"token shard {obj.key} is of tokenizer {about.get('tokenizer', 'none')[:12]}, the artifact of {expected[:12]}; encode again")
+            raise DataError(
+                f"token shard {obj.key} is of tokenizer {about.get('tokenizer', 'none')[:12]}, the artifact of {expected[:12]}; encode again"
+            )
         shape = DalleShape(
-            text_vocab=int(about["text_vocab_size"]), max_text_tokens=int(about["max_text_tokens"]), image_vocab=int(about["image_vocab_size"]), grid=int(about["grid"]), code_levels=tuple(json.loads(about.get("code_levels", "[]")))
+            text_vocab=int(about["text_vocab_size"]),
+            max_text_tokens=int(about["max_text_tokens"]),
+            image_vocab=int(about["image_vocab_size"]),
+            grid=int(about["grid"]),
+            code_levels=tuple(json.loads(about.get("code_levels", "[]"))),
         )
         table = table.filter(pa.compute.equal(table["split"], split))
         text += table["text_tokens"].to_pylist()
@@ -50,7 +55,9 @@ def read_tokens(job: Job, tokens: Manifest, split: str) -> tuple[TokenRows, list
         captions += table["caption"].to_pylist()
     if shape is None:
         raise DataError(f"tokens artifact {tokens.fingerprint[:12]} has no shard; encode again")
-    rows = TokenRows(pad_text(text, shape.max_text_tokens), np.concatenate(image), np.concatenate(weights).astype(np.float32))
+    rows = TokenRows(
+        pad_text(text, shape.max_text_tokens), np.concatenate(image), np.concatenate(weights).astype(np.float32)
+    )
     return rows, ids, captions, shape
 
 
@@ -60,7 +67,9 @@ def work(job: Job) -> Outcome:
     tokens = job.inputs["tokens"]
     rows, _, _, shape = read_tokens(job, tokens, "train")
     if not len(rows.image):
-        raise DataError("the split `train` of the tokens is empty; lower valid_share, test_share or the holdout and curate again")
+        raise DataError(
+            "the split `train` of the tokens is empty; lower valid_share, test_share or the holdout and curate again"
+        )
     with training_runtime(job, config.train.optim.seed) as runtime:
         model = build_dalle(config.model, shape, runtime.generator(_INIT))
         objective = DalleObjective(model, rows, config.train, runtime)
@@ -71,15 +80,26 @@ def work(job: Job) -> Outcome:
     objects = (
         job.put(weights, ext="safetensors", role="weights"),
         job.put(described, ext="json", role="config"),
-        job.put(json.dumps(config.sampler.model_dump(mode="json"), sort_keys=True).encode(), ext="json", role="sampler"),
+        job.put(
+            json.dumps(config.sampler.model_dump(mode="json"), sort_keys=True).encode(), ext="json", role="sampler"
+        ),
         curve_object(job, result.curve),
         _same(tokens, "bpe", "bpe"),
         *(_same(load_ancestor(job.store, tokens, "tokenizer"), role, name) for role, name in _ROLES.items()),
     )
-    stats: dict[str, Any] = {"parameters": model.num_parameters, "steps": result.steps, "trained_on": len(rows.image), "final_loss": result.curve[-1]["loss"]}
+    stats: dict[str, Any] = {
+        "parameters": model.num_parameters,
+        "steps": result.steps,
+        "trained_on": len(rows.image),
+        "final_loss": result.curve[-1]["loss"],
+    }
     stats["references"] = {"nothing learnt (ln K)": math.log(shape.image_vocab)}
     stats |= _losses(job, model, tokens, runtime)
-    facts = {"rows_per_s": result.rows_per_s, "train_seconds": result.seconds, "micro_batch_size": result.micro_batch_size}
+    facts = {
+        "rows_per_s": result.rows_per_s,
+        "train_seconds": result.seconds,
+        "micro_batch_size": result.micro_batch_size,
+    }
     return Outcome(objects, len(rows.image), stats, facts)
 
 

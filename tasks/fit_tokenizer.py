@@ -46,8 +46,17 @@ def work(job: Job) -> Outcome:
         job.put(sheet, ext="png", role="sheet.reconstructions"),
     )
     parameters = sum(p.numel() for p in tokenizer.parameters())
-    stats |= {"parameters": parameters, "steps": result.steps, "final_loss": result.curve[-1]["loss"], "trained_on": len(pictures.images)}
-    facts = {"rows_per_s": result.rows_per_s, "train_seconds": result.seconds, "micro_batch_size": result.micro_batch_size}
+    stats |= {
+        "parameters": parameters,
+        "steps": result.steps,
+        "final_loss": result.curve[-1]["loss"],
+        "trained_on": len(pictures.images),
+    }
+    facts = {
+        "rows_per_s": result.rows_per_s,
+        "train_seconds": result.seconds,
+        "micro_batch_size": result.micro_batch_size,
+    }
     return Outcome(objects, len(pictures.images), stats, facts)
 
 
@@ -69,7 +78,9 @@ def spread(count: int, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
-def _examine(tokenizer: ImageTokenizer, trained: PictureSet, held: PictureSet, runtime: Runtime) -> tuple[dict[str, float], bytes]:
+def _examine(
+    tokenizer: ImageTokenizer, trained: PictureSet, held: PictureSet, runtime: Runtime
+) -> tuple[dict[str, float], bytes]:
     tokenizer = tokenizer.to(runtime.device).eval()
     stats: dict[str, float] = {}
     for name, pictures in (("train", trained), ("heldout", held)):
@@ -81,7 +92,12 @@ def _examine(tokenizer: ImageTokenizer, trained: PictureSet, held: PictureSet, r
         perplexity, dead = code_usage(ids, tokenizer.vocab_size)
         stats |= {f"psnr_{name}": float(psnr(made, truth).mean()), f"ssim_{name}": float(ssim(made, truth).mean())}
         if name == "train":
-            stats |= {"code_perplexity": perplexity, "dead_codes": dead, "vocab_size": tokenizer.vocab_size, "measured": len(images)}
+            stats |= {
+                "code_perplexity": perplexity,
+                "dead_codes": dead,
+                "vocab_size": tokenizer.vocab_size,
+                "measured": len(images),
+            }
     shown = held if len(held.images) >= _SHOWN // 2 else trained
     return stats, _sheet(tokenizer, shown, runtime)
 

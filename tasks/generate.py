@@ -67,7 +67,12 @@ def work(job: Job) -> Outcome:
     objects.append(job.put(gallery, ext="html", role="gallery"))
     objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
     drawn = sum(n_part.stats["drawn"] for n_part in done.values())
-    stats = {"prompts": len(prompts), "drawn": drawn, "refused": len(items) - drawn, "cut": sum(p.stats["cut"] for p in done.values())}
+    stats = {
+        "prompts": len(prompts),
+        "drawn": drawn,
+        "refused": len(items) - drawn,
+        "cut": sum(p.stats["cut"] for p in done.values()),
+    }
     return Outcome(tuple(objects), len(items), stats)
 
 
@@ -76,7 +81,9 @@ _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 
 def _items(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Item]:
     return [
-        Item(p, config.seed if p.seed is None else p.seed, i) for p in prompts for i in range(config.n if p.n is None else p.n)
+        Item(p, config.seed if p.seed is None else p.seed, i)
+        for p in prompts
+        for i in range(config.n if p.n is None else p.n)
     ]
 
 
@@ -136,4 +143,6 @@ def _facts(painter: Painter, config: GenerateConfig) -> dict[str, str]:
 
 def _sheet(rows: Sequence[dict[str, Any]], config: GenerateConfig) -> bytes:
     shown = rows[:_ON_SHEET]
-    return contact_sheet([r["image"] or None for r in shown], [r["prompt"] for r in shown], columns=12 if len(shown) > 24 else 8, px=96)
+    return contact_sheet(
+        [r["image"] or None for r in shown], [r["prompt"] for r in shown], columns=12 if len(shown) > 24 else 8, px=96
+    )

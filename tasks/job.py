@@ -77,9 +77,13 @@ def load_input(store: Store, name: str, ref: ArtifactRef) -> Manifest:
     """The manifest behind a reference. Raises DataError when the store does not hold it or holds another one."""
     manifest = store.find(ref.step, ref.fingerprint)
     if manifest is None:
-        raise DataError(f"input {name} ({ref.step} {ref.fingerprint[:12]}) is not in {store.uri}; run that step first, or name the store that has it")
+        raise DataError(
+            f"input {name} ({ref.step} {ref.fingerprint[:12]}) is not in {store.uri}; run that step first, or name the store that has it"
+        )
     if manifest.sha256 != ref.manifest_sha256:
-        raise DataError(f"input {name} ({ref.step} {ref.fingerprint[:12]}) was replaced in {store.uri} since this run began; start again")
+        raise DataError(
+            f"input {name} ({ref.step} {ref.fingerprint[:12]}) was replaced in {store.uri} since this run began; start again"
+        )
     return manifest
 
 
@@ -90,14 +94,29 @@ def load_ancestor(store: Store, manifest: Manifest, name: str) -> Manifest:
             found = store.find(used.step, used.fingerprint)
             if found is not None and found.sha256 == used.manifest_sha256:
                 return found
-            raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} was made from {used.step} {used.fingerprint[:12]}, which {store.uri} does not hold any more")
-    raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} has no input named {name!r}; it has {', '.join(i.name for i in manifest.inputs) or 'none'}")
+            raise DataError(
+                f"{manifest.step} {manifest.fingerprint[:12]} was made from {used.step} {used.fingerprint[:12]}, which {store.uri} does not hold any more"
+            )
+    raise DataError(
+        f"{manifest.step} {manifest.fingerprint[:12]} has no input named {name!r}; it has {', '.join(i.name for i in manifest.inputs) or 'none'}"
+    )
 
 
 class Job:
     """One run of one stage: its config, its inputs, its store, and how to report."""
 
-    def __init__(self, spec: JobSpec, config: Section, settings: Settings, store: Store, spool: Path, events: Events, *, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        spec: JobSpec,
+        config: Section,
+        settings: Settings,
+        store: Store,
+        spool: Path,
+        events: Events,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.spec = spec
         self.config: Any = config
         self.settings = settings
@@ -132,7 +151,12 @@ class Job:
         runtime = self.__dict__.get("runtime")
         if runtime is None:
             return {}
-        return {"device": str(runtime.device), "dtype": str(runtime.dtype).removeprefix("torch."), "threads": runtime.threads, "ranks": runtime.world}
+        return {
+            "device": str(runtime.device),
+            "dtype": str(runtime.dtype).removeprefix("torch."),
+            "threads": runtime.threads,
+            "ranks": runtime.world,
+        }
 
     # receipts -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +223,14 @@ class Job:
         """The manifest that commits an outcome."""
         spec = self.spec
         inputs = tuple(
-            InputRef(name=name, kind=ref.kind, step=ref.step, fingerprint=ref.fingerprint, manifest_sha256=ref.manifest_sha256) for name, ref in spec.inputs
+            InputRef(
+                name=name,
+                kind=ref.kind,
+                step=ref.step,
+                fingerprint=ref.fingerprint,
+                manifest_sha256=ref.manifest_sha256,
+            )
+            for name, ref in spec.inputs
         )
         return Manifest(
             kind=spec.kind,

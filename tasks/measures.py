@@ -66,9 +66,17 @@ def distributions(made: UInt8, truth: UInt8, rebuilt: UInt8, own_features: Featu
     a, b, c = (random.of(to_float(x)) for x in (truth, made, rebuilt))
     _add(out, "frechet_random", *corrected_distance(frechet, a, b, paired=True, resamples=_RESAMPLES))
     out["frechet_random_of_reconstructions"] = frechet(a, c)
-    _add(out, "sliced_wasserstein_random", *corrected_distance(sliced_wasserstein, a, b, paired=True, resamples=_RESAMPLES))
+    _add(
+        out,
+        "sliced_wasserstein_random",
+        *corrected_distance(sliced_wasserstein, a, b, paired=True, resamples=_RESAMPLES),
+    )
     own_a, own_b = (own_features.of(to_float(x)) for x in (truth, made))
-    _add(out, "sliced_wasserstein_tokenizer", *corrected_distance(sliced_wasserstein, own_a, own_b, paired=True, resamples=_RESAMPLES))
+    _add(
+        out,
+        "sliced_wasserstein_tokenizer",
+        *corrected_distance(sliced_wasserstein, own_a, own_b, paired=True, resamples=_RESAMPLES),
+    )
     rows = spread(n, _MOST)
     if len(rows) > _NEIGHBOURS:
         parts = (
@@ -86,7 +94,11 @@ def variety(repeats: UInt8, groups: npt.NDArray[np.int64], made: UInt8) -> Measu
     repeats uint8 [r, H, W, 3] with the number of their caption [r]; made uint8 [n, H, W, 3], one of each caption.
     """
     thumbnails = ThumbnailFeatures()
-    protocol = {"drawings": len(repeats), "captions": len(np.unique(groups)), "features": {thumbnails.name: thumbnails.digest}}
+    protocol = {
+        "drawings": len(repeats),
+        "captions": len(np.unique(groups)),
+        "features": {thumbnails.name: thumbnails.digest},
+    }
     if len(repeats) < 2 or len(made) < 2:
         return Measured({}, protocol)
     across = mean_distance(thumbnails.of(to_float(made[spread(len(made), _MOST)])))

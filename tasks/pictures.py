@@ -28,7 +28,9 @@ def curated_table(job: Job, curated: Manifest, splits: tuple[str, ...] | None = 
     return table.filter(pa.compute.is_in(table["split"], pa.array(list(splits))))
 
 
-def read_pictures(job: Job, curated: Manifest, rows: pa.Table, px: int) -> Iterator[tuple[npt.NDArray[np.int64], UInt8]]:
+def read_pictures(
+    job: Job, curated: Manifest, rows: pa.Table, px: int
+) -> Iterator[tuple[npt.NDArray[np.int64], UInt8]]:
     """Pictures of curated rows as squares, one group per source shard: (positions in ``rows``, uint8 [n, px, px, 3]).
 
     Reads one shard at a time, so memory does not grow with the data. Raises DataError when a row points nowhere.
@@ -40,7 +42,9 @@ def read_pictures(job: Job, curated: Manifest, rows: pa.Table, px: int) -> Itera
     with ThreadPoolExecutor(job.workers) as pool:
         for number in np.unique(shard_of):
             if not 0 <= number < len(shards):
-                raise DataError(f"a curated row points to shard {number}, but its pairs artifact has {len(shards)}; curate again")
+                raise DataError(
+                    f"a curated row points to shard {number}, but its pairs artifact has {len(shards)}; curate again"
+                )
             positions = np.flatnonzero(shard_of == number)
             column = pq.read_table(job.fetch(shards[number]), columns=["image"])["image"]
             wanted = column.take(pa.array(row_of[positions])).to_pylist()

@@ -8,7 +8,7 @@ from tasks import stages
 from tasks.artifacts import ArtifactRef
 from tasks.display import step_display
 from tasks.settings import Settings
-from tasks.step import Stage, StepResult, look_up, open_store, plan, run_step
+from tasks.step import Plan, Stage, StepResult, look_up, open_store, plan, run_step
 
 
 class Step(Protocol):
@@ -48,9 +48,10 @@ def here(stage: Stage) -> Step:
 class NotCommitted(Exception):
     """The stage has work to do."""
 
-    def __init__(self, stage: Stage, decision: str) -> None:
-        super().__init__(stage.name)
-        self.stage = stage
+    def __init__(self, planned: Plan, decision: str) -> None:
+        super().__init__(planned.stage.name)
+        self.planned = planned
+        self.stage = planned.stage
         self.decision = decision
 
 
@@ -62,10 +63,8 @@ def only_reuse(stage: Stage) -> Step:
         planned = plan(stage, config, inputs, settings)
         manifest, decision = look_up(planned, store)
         if manifest is None:
-            raise NotCommitted(stage, decision)
+            raise NotCommitted(planned, decision)
         ref = manifest.ref(store.manifest_uri(stage.name, planned.fingerprint))
         return StepResult(ref=ref, reused=True, seconds=0.0, decision=decision)
 
     return run
-
-

@@ -55,7 +55,11 @@ def parse_prompts(data: bytes, name: str) -> list[Prompt]:
         if kind == "txt":
             return [Prompt(line) for line in data.decode().splitlines() if line.strip()]
         if kind in ("jsonl", "ndjson"):
-            return [_prompt(json.loads(line), name, i) for i, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
+            return [
+                _prompt(json.loads(line), name, i)
+                for i, line in enumerate(data.decode().splitlines(), 1)
+                if line.strip()
+            ]
         if kind == "csv":
             return [_prompt(row, name, i) for i, row in enumerate(csv.DictReader(io.StringIO(data.decode())), 2)]
         if kind == "parquet":
@@ -73,7 +77,12 @@ def _prompt(row: Any, name: str, line: int) -> Prompt:
         raise SourceError(f"{name}, row {line}: no text column; name it {' or '.join(_COLUMNS)}")
     tags = row.get("tags") or ()
     tags = tuple(t.strip() for t in tags.split(",")) if isinstance(tags, str) else tuple(str(t) for t in tags)
-    return Prompt(row[column], _whole(row.get("n"), name, line, 1), _whole(row.get("seed"), name, line, 0), tuple(t for t in tags if t))
+    return Prompt(
+        row[column],
+        _whole(row.get("n"), name, line, 1),
+        _whole(row.get("seed"), name, line, 0),
+        tuple(t for t in tags if t),
+    )
 
 
 def _whole(value: Any, name: str, line: int, least: int) -> int | None:

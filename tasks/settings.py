@@ -14,7 +14,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 def _default_spool() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "dalle" / "spool" if os.access(Path(base).parent, os.W_OK) else Path(tempfile.gettempdir()) / "dalle-spool"
+    return (
+        Path(base) / "dalle" / "spool"
+        if os.access(Path(base).parent, os.W_OK)
+        else Path(tempfile.gettempdir()) / "dalle-spool"
+    )
 
 
 class Settings(BaseSettings):
@@ -26,7 +30,9 @@ class Settings(BaseSettings):
     endpoint_url: str = Field("", description="S3 endpoint; empty = Amazon's, or AWS_ENDPOINT_URL.")
     spool: Path = Field(default_factory=_default_spool, description="Local folder for files being built.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto = bfloat16 where the hardware has it.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto = bfloat16 where the hardware has it."
+    )
     threads: int = Field(0, ge=0, description="CPU threads of torch, 0 = one per core.")
     workers: int = Field(0, ge=0, description="Processes or threads for decoding, 0 = one per core.")
     ranks: int = Field(1, ge=1, description="Data-parallel processes of a training step (torchrun).")
@@ -34,7 +40,9 @@ class Settings(BaseSettings):
     deadline_s: float = Field(0.0, ge=0, description="Seconds after which a step is stopped, 0 = none.")
     grace_s: float = Field(20.0, ge=0, description="Seconds between SIGTERM and SIGKILL.")
     silence_s: float = Field(900.0, gt=0, description="Seconds without a sign of life after which a step is stopped.")
-    lock_dir: Path = Field(Path(tempfile.gettempdir()), description="Folder of the GPU lock files, shared by all users of this machine.")
+    lock_dir: Path = Field(
+        Path(tempfile.gettempdir()), description="Folder of the GPU lock files, shared by all users of this machine."
+    )
     gpu_wait_s: float = Field(3600.0, ge=0, description="Seconds to wait for a GPU that another process holds.")
 
     @property

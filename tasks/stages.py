@@ -1,21 +1,66 @@
 """The chain as a table: what each stage reads, makes and calls. Importing it loads neither torch nor Prefect."""
 
-from dalle_model.config import CurateConfig, EncodeConfig, EvaluateConfig, FitConfig, GenerateConfig, IngestConfig, TokenizerConfig
+from dalle_model.config import (
+    CurateConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    FitConfig,
+    GenerateConfig,
+    IngestConfig,
+    TokenizerConfig,
+)
 from dalle_model.errors import UsageError
 from tasks.step import Stage
 
 INGEST = Stage(
-    name="ingest", version=1, kind="pairs", config=IngestConfig, inputs=(), work="tasks.ingest:work", identity="tasks.ingest:identity"
+    name="ingest",
+    version=1,
+    kind="pairs",
+    config=IngestConfig,
+    inputs=(),
+    work="tasks.ingest:work",
+    identity="tasks.ingest:identity",
 )
-CURATE = Stage(name="curate", version=1, kind="curated", config=CurateConfig, inputs=("pairs",), work="tasks.curate:work")
+CURATE = Stage(
+    name="curate", version=1, kind="curated", config=CurateConfig, inputs=("pairs",), work="tasks.curate:work"
+)
 FIT_TOKENIZER = Stage(
-    name="fit-tokenizer", version=1, kind="tokenizer", config=TokenizerConfig, inputs=("curated",), work="tasks.fit_tokenizer:work", distributed=True
+    name="fit-tokenizer",
+    version=1,
+    kind="tokenizer",
+    config=TokenizerConfig,
+    inputs=("curated",),
+    work="tasks.fit_tokenizer:work",
+    distributed=True,
 )
-ENCODE = Stage(name="encode", version=1, kind="tokens", config=EncodeConfig, inputs=("curated", "tokenizer"), work="tasks.encode_images:work")
-FIT = Stage(name="fit", version=1, kind="model", config=FitConfig, inputs=("tokens",), work="tasks.fit_dalle:work", distributed=True)
-EVALUATE = Stage(name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work")
+ENCODE = Stage(
+    name="encode",
+    version=1,
+    kind="tokens",
+    config=EncodeConfig,
+    inputs=("curated", "tokenizer"),
+    work="tasks.encode_images:work",
+)
+FIT = Stage(
+    name="fit",
+    version=1,
+    kind="model",
+    config=FitConfig,
+    inputs=("tokens",),
+    work="tasks.fit_dalle:work",
+    distributed=True,
+)
+EVALUATE = Stage(
+    name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"
+)
 GENERATE = Stage(
-    name="generate", version=1, kind="generations", config=GenerateConfig, inputs=("model",), work="tasks.generate:work", identity="tasks.generate:identity"
+    name="generate",
+    version=1,
+    kind="generations",
+    config=GenerateConfig,
+    inputs=("model",),
+    work="tasks.generate:work",
+    identity="tasks.generate:identity",
 )
 
 STAGES = {stage.name: stage for stage in (INGEST, CURATE, FIT_TOKENIZER, ENCODE, FIT, EVALUATE, GENERATE)}

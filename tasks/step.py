@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dalle_model.config import Section
 from dalle_model.errors import UsageError
-from tasks.artifacts import ArtifactRef, Manifest, fingerprint
+from tasks.artifacts import ArtifactRef, InputRef, Manifest, fingerprint
 from tasks.job import JobSpec
 from tasks.launch import Listener, launch
 from tasks.settings import Settings
@@ -67,6 +67,30 @@ class Plan:
     inputs: dict[str, ArtifactRef]
     fingerprint: str
 
+    def blank(self) -> Manifest:
+        """The manifest that this plan leads to, still without objects: for comparing it with artifacts."""
+        inputs = tuple(
+            InputRef(
+                name=name,
+                kind=ref.kind,
+                step=ref.step,
+                fingerprint=ref.fingerprint,
+                manifest_sha256=ref.manifest_sha256,
+            )
+            for name, ref in self.inputs.items()
+        )
+        return Manifest(
+            kind=self.stage.kind,
+            step=self.stage.name,
+            step_version=self.stage.version,
+            fingerprint=self.fingerprint,
+            config={"config": self.recorded_config, "outside": self.outside},
+            inputs=inputs,
+            objects=(),
+            rows=0,
+            stats={},
+        )
+
 
 def load_dotted(path: str) -> Any:
     """The object behind ``module:name``. Imported at use, so that the table of stages stays light."""
@@ -87,18 +111,24 @@ def input_ref(settings: Settings, ref: str, kind: str) -> ArtifactRef:
     store = open_store(settings)
     manifest = store.resolve(ref)
     if manifest.kind != kind:
-        raise UsageError(f"{ref!r} is a {manifest.kind} artifact, but {kind} is needed here; `dalle ls --kind {kind}` shows those")
+        raise UsageError(
+            f"{ref!r} is a {manifest.kind} artifact, but {kind} is needed here; `dalle ls --kind {kind}` shows those"
+        )
     return manifest.ref(store.manifest_uri(manifest.step, manifest.fingerprint))
 
 
 def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings) -> Plan:
     """Compute the fingerprint. Raises UsageError when the inputs are not those that the stage reads."""
     if set(inputs) != set(stage.inputs):
-        raise UsageError(f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}")
+        raise UsageError(
+            f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}"
+        )
     identity: Identity | None = load_dotted(stage.identity) if stage.identity else None
     recorded, outside = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
     digests = {name: ref.fingerprint for name, ref in inputs.items()} | outside
-    return Plan(stage, config, recorded, outside, dict(inputs), fingerprint(stage.name, stage.version, recorded, digests))
+    return Plan(
+        stage, config, recorded, outside, dict(inputs), fingerprint(stage.name, stage.version, recorded, digests)
+    )
 
 
 def difference(before: Manifest, after: Manifest) -> list[str]:
@@ -111,7 +141,11 @@ def difference(before: Manifest, after: Manifest) -> list[str]:
         if old.get(key) != new.get(key):
             changes.append(f"{key} {old.get(key)!r} -> {new.get(key)!r}")
     was = {i.name: i.fingerprint for i in before.inputs}
-    changes += [f"input {i.name} {was.get(i.name, 'none')[:12]} -> {i.fingerprint[:12]}" for i in after.inputs if was.get(i.name) != i.fingerprint]
+    changes += [
+        f"input {i.name} {was.get(i.name, 'none')[:12]} -> {i.fingerprint[:12]}"
+        for i in after.inputs
+        if was.get(i.name) != i.fingerprint
+    ]
     return changes
 
 
@@ -130,11 +164,20 @@ def look_up(planned: Plan, store: Store) -> tuple[Manifest | None, str]:
         return None, "made: no artifact has this fingerprint"
     missing = store.missing(manifest.objects)
     if missing:
-        return None, f"made again: {len(missing)} of {len(manifest.objects)} objects are gone from the store, first {missing[0].key}"
+        return (
+            None,
+            f"made again: {len(missing)} of {len(manifest.objects)} objects are gone from the store, first {missing[0].key}",
+        )
     return manifest, "reused: an artifact with this fingerprint is committed"
 
 
-def run_step(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings, listener: Listener | None = None) -> StepResult:
+def run_step(
+    stage: Stage,
+    config: Section,
+    inputs: Mapping[str, ArtifactRef],
+    settings: Settings,
+    listener: Listener | None = None,
+) -> StepResult:
     """Run one stage to a committed artifact, or find that it already is one.
 
     Raises what the stage raises (see ``dalle_model.errors``). Safe to call from several processes at once and to
@@ -149,11 +192,18 @@ def run_step(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], s
     if manifest is None:
         listen({"event": "start", "stage": stage.name, "fingerprint": planned.fingerprint, "decision": decision})
         if not store.probe().create_only:
-            listen({"event": "log", "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten"})
+            listen(
+                {
+                    "event": "log",
+                    "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten",
+                }
+            )
         launch(_spec(planned, settings, decision), settings, listen, ranks=settings.ranks if stage.distributed else 1)
         manifest = store.find(stage.name, planned.fingerprint)
         if manifest is None:
-            raise UsageError(f"step {stage.name} ended well but {store.uri} does not hold its manifest; is the store being deleted while it is used?")
+            raise UsageError(
+                f"step {stage.name} ended well but {store.uri} does not hold its manifest; is the store being deleted while it is used?"
+            )
     else:
         listen({"event": "reused", "stage": stage.name, "fingerprint": planned.fingerprint, "decision": decision})
     ref = manifest.ref(store.manifest_uri(stage.name, planned.fingerprint))

@@ -9,13 +9,13 @@ import torch
 
 from dalle_model.config import ModelConfig, OptimConfig, SamplerConfig, TrainConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle
+from dalle_model.errors import DeviceError
 from dalle_model.objectives import DalleObjective
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw
 from dalle_model.token_batches import TokenRows
 from dalle_model.training import fit
 from tasks.devices import DevicePolicy, lease_for, preflight, resolve
-from dalle_model.errors import DeviceError
 
 pytestmark = pytest.mark.gpu
 

@@ -20,7 +20,9 @@ from dalle_model.tokenizers.dvae import argmax_codes, map_pixels
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_flava_codebook_gives_the_same_logits_and_ids(blocks: int) -> None:
     torch.manual_seed(0)
-    reference = FlavaImageCodebook(FlavaImageCodebookConfig(hidden_size=32, vocab_size=512, num_blocks_per_group=blocks))
+    reference = FlavaImageCodebook(
+        FlavaImageCodebookConfig(hidden_size=32, vocab_size=512, num_blocks_per_group=blocks)
+    )
     with torch.no_grad():
         for p in reference.parameters():  # initial biases are zero and would hide a wrong one
             p.normal_(std=0.1)
@@ -83,12 +85,15 @@ def dall_e_modules() -> types.SimpleNamespace:
             out: Tensor = self.blocks(x)
             return out
 
-    def groups(block: type[Block], widths: list[int], between: type[nn.Module], first: int) -> list[tuple[str, nn.Module]]:
+    def groups(
+        block: type[Block], widths: list[int], between: type[nn.Module], first: int
+    ) -> list[tuple[str, nn.Module]]:
         out: list[tuple[str, nn.Module]] = []
         last = first
         for g, width in enumerate(widths, 1):
             inner: list[tuple[str, nn.Module]] = [
-                ("block_1", block(last, width, 8)), ("block_2", block(width, width, 8)),
+                ("block_1", block(last, width, 8)),
+                ("block_2", block(width, width, 8)),
             ]
             if g < 4:
                 inner.append(("between", nn.MaxPool2d(2) if between is nn.MaxPool2d else nn.Upsample(scale_factor=2)))
@@ -111,7 +116,9 @@ def dall_e_modules() -> types.SimpleNamespace:
             self.blocks = nn.Sequential(OrderedDict([("input", Conv2d(vocab, n // 2, 1)), *body, ("output", end)]))
 
     for module, classes in {
-        "dall_e.utils": [Conv2d], "dall_e.encoder": [Encoder, EncoderBlock], "dall_e.decoder": [Decoder, DecoderBlock],
+        "dall_e.utils": [Conv2d],
+        "dall_e.encoder": [Encoder, EncoderBlock],
+        "dall_e.decoder": [Decoder, DecoderBlock],
     }.items():
         sys.modules[module] = types.ModuleType(module)
         for c in classes:
@@ -124,7 +131,9 @@ def dall_e_modules() -> types.SimpleNamespace:
         sys.modules.pop(module, None)
 
 
-def test_openai_pickles_load_without_their_classes_and_agree(tmp_path: Path, dall_e_modules: types.SimpleNamespace) -> None:
+def test_openai_pickles_load_without_their_classes_and_agree(
+    tmp_path: Path, dall_e_modules: types.SimpleNamespace
+) -> None:
     torch.manual_seed(0)
     encoder, decoder = dall_e_modules.Encoder(16, 512), dall_e_modules.Decoder(16, 512)
     torch.save(encoder, tmp_path / "encoder.pkl")

@@ -48,7 +48,9 @@ def test_every_text_comes_back_normalised_and_lower_cased(text: str) -> None:
 @quick
 @given(st.lists(st.integers(2, 8), min_size=1, max_size=4), st.integers(0, 10**6))
 def test_every_code_has_its_own_lattice_point(levels: list[int], seed: int) -> None:
-    config = TokenizerConfig(kind="fsq", image_px=8, downsampling=4, fsq_levels=tuple(levels), width=4, blocks_per_group=1)
+    config = TokenizerConfig(
+        kind="fsq", image_px=8, downsampling=4, fsq_levels=tuple(levels), width=4, blocks_per_group=1
+    )
     tokenizer = FsqTokenizer(config)
     ids = torch.randint(0, config.vocab_size, (3, 4), generator=torch.Generator().manual_seed(seed))
     points = tokenizer.coordinates_of(ids)
@@ -58,9 +60,15 @@ def test_every_code_has_its_own_lattice_point(levels: list[int], seed: int) -> N
 
 @quick
 @given(
-    st.integers(1, 40), st.integers(1, 20), st.integers(1, 4), st.integers(0, 99), st.integers(0, 50),
+    st.integers(1, 40),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(0, 99),
+    st.integers(0, 50),
 )
-def test_ranks_share_each_batch_and_epochs_hold_each_row_once(rows: int, per_rank: int, world: int, seed: int, step: int) -> None:
+def test_ranks_share_each_batch_and_epochs_hold_each_row_once(
+    rows: int, per_rank: int, world: int, seed: int, step: int
+) -> None:
     batch = per_rank * world
     parts = []
     for rank in range(world):
@@ -72,7 +80,9 @@ def test_ranks_share_each_batch_and_epochs_hold_each_row_once(rows: int, per_ran
 
 
 @quick
-@given(st.integers(1, 400), st.integers(0, 60), st.sampled_from(["constant", "cosine", "linear", "wsd"]), st.floats(0, 1))
+@given(
+    st.integers(1, 400), st.integers(0, 60), st.sampled_from(["constant", "cosine", "linear", "wsd"]), st.floats(0, 1)
+)
 def test_step_size_stays_between_zero_and_its_peak(steps: int, warmup: int, schedule: str, final: float) -> None:
     config = OptimConfig.model_validate(
         {"steps": steps, "warmup_steps": warmup, "schedule": schedule, "final_lr_share": final}
@@ -104,7 +114,9 @@ def test_padding_cuts_and_fills_with_zero(texts: list[list[int]], length: int) -
 
 
 def test_runtime_streams_are_unrelated() -> None:
-    draws = {tuple(Runtime(seed=s).generator(a, b).get_state()[:40].tolist()) for s in (0, 1) for a in (0, 1) for b in (0, 1)}
+    draws = {
+        tuple(Runtime(seed=s).generator(a, b).get_state()[:40].tolist()) for s in (0, 1) for a in (0, 1) for b in (0, 1)
+    }
     assert len(draws) == 8
     first = torch.rand(4000, generator=Runtime().generator(7, 1))
     second = torch.rand(4000, generator=Runtime().generator(7, 2))

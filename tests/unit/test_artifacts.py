@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from dalle_model.errors import CorruptObject, DataError
 from tasks.artifacts import Manifest, ObjectRef, fingerprint
 
@@ -29,7 +30,9 @@ def test_facts_are_stored_but_not_hashed() -> None:
     assert Manifest.from_bytes(here.to_bytes(), "x").facts == {"host": "a", "seconds": 1.0}
 
 
-@pytest.mark.parametrize("change", [{"rows": 4}, {"stats": {"kept": 3, "share": 0.2}}, {"step_version": 2}, {"config": {}}, {"objects": ()}])
+@pytest.mark.parametrize(
+    "change", [{"rows": 4}, {"stats": {"kept": 3, "share": 0.2}}, {"step_version": 2}, {"config": {}}, {"objects": ()}]
+)
 def test_everything_else_is_hashed(change: dict[str, object]) -> None:
     assert manifest(**change).sha256 != manifest().sha256
 

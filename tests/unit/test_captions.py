@@ -6,7 +6,12 @@ from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
 
-CAPTIONS = [f"{who} {what} {tone} skin tone" for who in ("man", "woman") for what in ("cook", "pilot") for tone in ("dark", "medium-dark", "light")]
+CAPTIONS = [
+    f"{who} {what} {tone} skin tone"
+    for who in ("man", "woman")
+    for what in ("cook", "pilot")
+    for tone in ("dark", "medium-dark", "light")
+]
 TOKENIZER = CaptionTokenizer.from_json(train_bpe(CAPTIONS, 400))
 
 

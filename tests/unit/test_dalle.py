@@ -181,7 +181,9 @@ def test_masked_attention_equals_the_dense_reference_in_values_and_gradients() -
     seen = sparse_mask("column", 3, 4)
     grads = []
     for reference in (False, True):
-        q, k, v = (torch.randn(2, 2, 19, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3))
+        q, k, v = (
+            torch.randn(2, 2, 19, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3)
+        )
         if reference:
             scores = (q @ k.mT / 8**0.5).masked_fill(~seen, float("-inf"))
             out = scores.softmax(-1) @ v
@@ -220,7 +222,9 @@ def test_level_map_follows_the_quantiser() -> None:
     ids = torch.arange(16).clamp(max=11).view(1, 16)
     points = tokenizer.coordinates_of(ids).flatten(2)[0].T.long()
     rows = level_map(12, shape.code_levels)[ids[0]]
-    expected = torch.cat([torch.nn.functional.one_hot(points[:, 0], 4), torch.nn.functional.one_hot(points[:, 1], 3)], 1)
+    expected = torch.cat(
+        [torch.nn.functional.one_hot(points[:, 0], 4), torch.nn.functional.one_hot(points[:, 1], 3)], 1
+    )
     assert torch.equal(rows, expected.float())
 
 
@@ -250,5 +254,7 @@ def test_both_directions_learn_and_describe_their_pictures() -> None:
     assert torch.equal(describe(model, pictures, runtime), captions)
     scores = torch.stack([score_captions(model, captions, pictures[i].expand(4, -1), runtime) for i in range(4)])
     assert scores.argmax(1).tolist() == [0, 1, 2, 3]
-    drawn = draw(model, [Request(tuple(int(t) for t in row if t), "k") for row in text], SamplerConfig(temperature=0.0), runtime)
+    drawn = draw(
+        model, [Request(tuple(int(t) for t in row if t), "k") for row in text], SamplerConfig(temperature=0.0), runtime
+    )
     assert (drawn == image).mean() > 0.9

@@ -8,7 +8,10 @@ from flows.overrides import override
 
 
 def test_sections_of_the_fit_stage_are_named_directly_and_optimiser_keys_without_optim() -> None:
-    config = override(PipelineConfig(), ["train.steps=7", "model.dim=64", "sampler.guidance=2", "tokenizer.lr=0.01", "fit.train.optim.seed=3"])
+    config = override(
+        PipelineConfig(),
+        ["train.steps=7", "model.dim=64", "sampler.guidance=2", "tokenizer.lr=0.01", "fit.train.optim.seed=3"],
+    )
     assert config.fit.train.optim.steps == 7
     assert config.fit.model.dim == 64
     assert config.fit.sampler.guidance == 2
@@ -17,7 +20,10 @@ def test_sections_of_the_fit_stage_are_named_directly_and_optimiser_keys_without
 
 
 def test_values_are_json_and_text_stays_text() -> None:
-    config = override(PipelineConfig(), ["tokenizer.fsq_levels=[8,8]", "generate.prompts=[\"a\"]", "ingest.source=123", "curate.drop_duplicates=false"])
+    config = override(
+        PipelineConfig(),
+        ["tokenizer.fsq_levels=[8,8]", 'generate.prompts=["a"]', "ingest.source=123", "curate.drop_duplicates=false"],
+    )
     assert config.tokenizer.fsq_levels == (8, 8)
     assert config.generate.prompts == ("a",)
     assert config.ingest.source == "123"

@@ -34,7 +34,12 @@ def test_the_console_script_is_the_command_line() -> None:
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:
-    ours = [p.stem for package in ("flows", "tasks", "dalle_model") for p in (ROOT / package).rglob("*.py") if p.stem != "__init__"]
+    ours = [
+        p.stem
+        for package in ("flows", "tasks", "dalle_model")
+        for p in (ROOT / package).rglob("*.py")
+        if p.stem != "__init__"
+    ]
     assert not set(ours) & set(sys.stdlib_module_names)
 
 
@@ -62,6 +67,10 @@ def test_the_readme_has_the_two_set_up_commands_first() -> None:
 
 
 def test_every_requirement_is_pinned_in_the_constraints() -> None:
-    pinned = {re.split(r"[ =;]", line)[0].lower() for line in (ROOT / "infra/constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        re.split(r"[ =;]", line)[0].lower()
+        for line in (ROOT / "infra/constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     wanted = {re.split(r"[\[><=;! ]", r)[0].lower() for r in importlib.metadata.requires("dalle-prefect") or []}
     assert wanted - {"dalle-prefect"} <= pinned

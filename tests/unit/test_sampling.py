@@ -34,7 +34,9 @@ def requests(n: int) -> list[Request]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sampler", [SAMPLER, SamplerConfig(temperature=0.0)])
-def test_picture_is_the_same_alone_in_a_batch_of_37_and_in_another_order(dtype: torch.dtype, sampler: SamplerConfig) -> None:
+def test_picture_is_the_same_alone_in_a_batch_of_37_and_in_another_order(
+    dtype: torch.dtype, sampler: SamplerConfig
+) -> None:
     model, runtime, all_requests = sharp_model(), Runtime(dtype=dtype), requests(37)
     together = draw(model, all_requests, sampler, runtime, batch_size=37)
     backwards = draw(model, all_requests[::-1], sampler, runtime, batch_size=37)[::-1]
@@ -54,7 +56,12 @@ def test_picture_is_the_same_alone_in_a_batch_of_37_and_in_another_order(dtype: 
 
 def test_keys_prompts_and_seeds_draw_different_pictures() -> None:
     model = sharp_model()
-    keys = [picture_key("m", "p", 0, 0), picture_key("m", "p", 0, 1), picture_key("m", "p", 1, 0), picture_key("n", "p", 0, 0)]
+    keys = [
+        picture_key("m", "p", 0, 0),
+        picture_key("m", "p", 0, 1),
+        picture_key("m", "p", 1, 0),
+        picture_key("n", "p", 0, 0),
+    ]
     rows = draw(model, [Request((1, 2), k) for k in keys], SamplerConfig(), Runtime())
     assert len({r.tobytes() for r in rows}) == 4
 
@@ -109,5 +116,12 @@ def test_no_requests_give_no_rows() -> None:
 
 def test_progress_counts_pictures() -> None:
     seen: list[tuple[int, int]] = []
-    draw(sharp_model(), requests(5), SamplerConfig(temperature=0.0), Runtime(), batch_size=2, progress=lambda a, b: seen.append((a, b)))
+    draw(
+        sharp_model(),
+        requests(5),
+        SamplerConfig(temperature=0.0),
+        Runtime(),
+        batch_size=2,
+        progress=lambda a, b: seen.append((a, b)),
+    )
     assert seen == [(2, 5), (4, 5), (5, 5)]

@@ -135,7 +135,11 @@ def test_vq_trains_encoder_codebook_and_decoder() -> None:
     made, penalty = tokenizer(torch.rand(2, 3, 16, 16))
     assert penalty.shape == (2,) and float(penalty.detach().min()) > 0
     ((made - 0.5).square().mean() + penalty.mean()).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in tokenizer.named_parameters() if "norm" not in n and "conv1" not in n)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in tokenizer.named_parameters()
+        if "norm" not in n and "conv1" not in n
+    )
 
 
 # --- the paper's dVAE ---
@@ -201,7 +205,9 @@ def test_logit_laplace_is_a_density_and_has_the_hand_computed_value() -> None:
     density = torch.exp(-logit_laplace_nll(x, mu, log_b))
     assert torch.trapezoid(density, x).item() == pytest.approx(1.0, abs=1e-3)
     # x = 1/2, mu = 0, b = 1: the density is 1 / (2 * 1/4) = 2
-    assert logit_laplace_nll(torch.tensor(0.5), torch.tensor(0.0), torch.tensor(0.0)).item() == pytest.approx(-math.log(2))
+    assert logit_laplace_nll(torch.tensor(0.5), torch.tensor(0.0), torch.tensor(0.0)).item() == pytest.approx(
+        -math.log(2)
+    )
 
 
 def test_kl_to_the_uniform_prior() -> None:
@@ -233,7 +239,9 @@ def test_objective_uses_the_papers_loss_whatever_the_micro_batch() -> None:
     objective = DvaeObjective(tokenizer, pictures, config, Runtime())
     batch = objective.batch(500)
     whole = objective.loss(tokenizer, batch, 500).total.item()
-    parts = [objective.loss(tokenizer, {k: v[i : i + 2] for k, v in batch.items()}, 500).total.item() for i in (0, 2, 4)]
+    parts = [
+        objective.loss(tokenizer, {k: v[i : i + 2] for k, v in batch.items()}, 500).total.item() for i in (0, 2, 4)
+    ]
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
 
 
@@ -292,7 +300,9 @@ def test_decoding_ids_equals_decoding_one_hot_maps() -> None:
     assert isinstance(tokenizer, DvaeTokenizer)
     ids = torch.randint(0, 256, (2, 4, 4))
     one_hot = torch.nn.functional.one_hot(ids, 256).permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(tokenizer.decoder.read_ids(ids), tokenizer.decoder.read_soft(one_hot), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        tokenizer.decoder.read_ids(ids), tokenizer.decoder.read_soft(one_hot), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_reconstruction_ignores_the_scale_maps() -> None:

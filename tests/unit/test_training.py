@@ -40,7 +40,13 @@ def dalle_objective(optim: OptimConfig, runtime: Runtime, dropout: float = 0.1) 
 
 def optim_of(kind: str = "adamw", **changes: object) -> OptimConfig:
     values: dict[str, object] = {
-        "steps": 12, "batch_size": 8, "optimizer": kind, "warmup_steps": 3, "ema": 0.9, "checkpoint_every": 1, "log_every": 1,
+        "steps": 12,
+        "batch_size": 8,
+        "optimizer": kind,
+        "warmup_steps": 3,
+        "ema": 0.9,
+        "checkpoint_every": 1,
+        "log_every": 1,
     }
     return OptimConfig.model_validate(values | changes)
 
@@ -54,7 +60,9 @@ def hex_curve(curve: list[dict[str, float]]) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("stops", [[0], [5], [2, 3], [3, 11, 12]])  # step 0; inside; twice in one epoch; epoch end, last
+@pytest.mark.parametrize(
+    "stops", [[0], [5], [2, 3], [3, 11, 12]]
+)  # step 0; inside; twice in one epoch; epoch end, last
 def test_resumed_run_equals_undisturbed_run_bit_for_bit(kind: str, stops: list[int]) -> None:
     runtime, optim = Runtime(seed=3), optim_of(kind)
     straight = dalle_objective(optim, runtime)
@@ -175,7 +183,15 @@ def test_tokenizer_training_is_deterministic_and_lowers_the_error(kind: str) -> 
     pictures[:, :, 4:12, 4:12] = np.random.default_rng(0).integers(0, 255, (16, 3, 1, 1))
     optim = OptimConfig(steps=40, batch_size=8, lr=3e-3, warmup_steps=5, log_every=1)
     config = TokenizerConfig.model_validate(
-        {"kind": kind, "image_px": 16, "width": 8, "num_codes": 16, "blocks_per_group": 1, "optim": optim, "kl_weight": 0.1}
+        {
+            "kind": kind,
+            "image_px": 16,
+            "width": 8,
+            "num_codes": 16,
+            "blocks_per_group": 1,
+            "optim": optim,
+            "kl_weight": 0.1,
+        }
     )
     curves = []
     for micro in (0, 0, 4):
@@ -202,7 +218,9 @@ def test_chunked_cross_entropy_equals_torch() -> None:
 
 def test_step_size_schedules_at_their_corners() -> None:
     for schedule, end in (("cosine", 0.1), ("linear", 0.1), ("wsd", 0.1), ("constant", 1.0)):
-        config = OptimConfig.model_validate({"steps": 101, "warmup_steps": 10, "final_lr_share": 0.1, "schedule": schedule})
+        config = OptimConfig.model_validate(
+            {"steps": 101, "warmup_steps": 10, "final_lr_share": 0.1, "schedule": schedule}
+        )
         assert lr_share(config, 0) == pytest.approx(0.1)
         assert lr_share(config, 9) == lr_share(config, 10) == 1.0
         assert lr_share(config, 100) == pytest.approx(end)
