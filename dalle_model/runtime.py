@@ -1,6 +1,6 @@
 """Where and how numbers are computed: one value, passed as an argument, never a global."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,7 @@ class Runtime:
     threads: CPU threads of torch in this process.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world: int = 1
