@@ -46,15 +46,16 @@ def quickstart() -> PipelineConfig:
     """All joinable pictures of OpenMoji (3,953) at 64 px: recognisable pictures from 2 CPU cores.
 
     Hardware: 2 cores with bfloat16 instructions (AVX-512 BF16 or AMX), 2 GB of memory.
-    Minutes there: 12 in all while other programs shared the cores (tokenizer 3.1, transformer 7.5), about 9 without.
+    Minutes there: 12 in all while other programs shared the cores (tokenizer 3.1, transformer 7.5).
     Result: reconstructions of 25.0 dB; ``recognisability`` 0.86 (95 % interval 0.79 to 0.93) on training captions and
     0.63 (0.47 to 0.78) on skin tones held out for their role. People, faces, hands and flags come out clean; thin
     lines smear, and so do some of the objects that only one picture shows.
-    Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. Without bfloat16 in hardware expect three times as long.
+    Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. It has not been timed
+    without bfloat16 in hardware, where matrix products take about five times as long.
 
-    What the recipe rests on, each measured against its absence at equal updates: Muon (tokenizer 21.9 -> 24.7 dB),
-    embeddings shared along the quantiser's lattice (recognisability 0.25 -> 0.46 after 450 updates), swapped read
-    tokens (0.31 -> 0.44, and 0.14 -> 0.25 on held-out tones).
+    What the recipe rests on, one run each: Muon for the tokenizer (24.7 dB after 788 updates, AdamW 21.9 after 933),
+    and, after 450 updates of the transformer, embeddings shared along the quantiser's lattice (greedy recognisability
+    0.25 -> 0.46) and swapped read tokens (at guidance 1.5: 0.31 -> 0.44, held-out tones 0.14 -> 0.25).
     """
     return PipelineConfig(
         ingest=IngestConfig(source="openmoji", image_px=64),
