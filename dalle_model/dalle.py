@@ -166,8 +166,9 @@ class Dalle(nn.Module):
         if not modern:
             self.row_embed = nn.Parameter(torch.randn(shape.grid, dim) * 0.02)
             self.column_embed = nn.Parameter(torch.randn(shape.grid, dim) * 0.02)
-        self.level_embed = nn.Parameter(torch.randn(sum(shape.code_levels), dim) * 0.02)
-        self.level_head = nn.Parameter(torch.zeros(sum(shape.code_levels), dim))
+        if shape.code_levels:  # an unused parameter would leave the ranks of a group waiting for its gradient
+            self.level_embed = nn.Parameter(torch.randn(sum(shape.code_levels), dim) * 0.02)
+            self.level_head = nn.Parameter(torch.zeros(sum(shape.code_levels), dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = Norm(dim, config.norm if modern else "affine")
         self.text_head = nn.Linear(dim, shape.text_vocab, bias=False)

@@ -47,7 +47,7 @@ def refused(said: Said, code: int, *words: str) -> None:
         (("run", "tiny", "--set", "train.steps=many"), ("train.steps=many", "integer", ">= 1")),
         (("run", "tiny", "--set", "train.steps=0"), ("train.steps=0", "allowed: int >= 1")),
         (("run", "tiny", "--set", "sampler.top_p=1.5"), ("sampler.top_p=1.5", "float > 0 and <= 1")),
-        (("run", "tiny", "--set", "tokenizer.kind=vae"), ("tokenizer.kind=vae", "one of fsq, dvae")),
+        (("run", "tiny", "--set", "tokenizer.kind=vae"), ("tokenizer.kind=vae", "one of fsq, vq, dvae")),
         (("run", "tiny", "--set", "model.dim=66"), ("model.dim=66", "multiple of")),
         (("run", "tiny", "--set", "ingest.source=floppy:A"), ("unknown source 'floppy:A'", "imagefolder:PATH")),
         (("run", "tiny", "--store", "ftp://host/x"), ("ftp://", "give a folder or s3://bucket/prefix")),
