@@ -1,6 +1,7 @@
 """Lasting child processes of the command line: Prefect's server and worker."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,10 +43,11 @@ class Child:
         return False
 
     def last_line(self) -> str:
-        """The last line it wrote that says something: of a trace, the error."""
+        """The line of its log that says why it ended: of a trace the error, else what it wrote last."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        told = [line.strip() for line in lines if line.strip() and line.strip() != "Server stopped!"]
-        return told[-1][:300] if told else ""
+        told = [line.strip() for line in lines[-200:] if line.strip() and not line.startswith("Server stopped")]
+        errors = [line for line in told if re.match(r"[\w.]+(Error|Exception|Warning|NotFound)\b", line)]
+        return (errors or told or [""])[-1][:300]
 
     def stop(self, grace_s: float) -> None:
         """End it and everything it started: SIGTERM, ``grace_s`` seconds, SIGKILL. Returns when all are gone."""
