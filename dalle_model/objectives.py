@@ -6,7 +6,7 @@ neither the micro-batch size nor the number of ranks changes the sum.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import OptimConfig, TokenizerConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
-from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
+from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
 from dalle_model.tokenizers.base import ImageTokenizer, to_unit
 from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
 from dalle_model.tokenizers.fsq import FsqTokenizer
 from dalle_model.tokenizers.vq import VqTokenizer
 
-_DROP, _NOISE = 0xD309, 0x6015E  # stream numbers under Runtime.seed
+_DROP, _NOISE, _MERGES = 0xD309, 0x6015E, 0xB9E  # stream numbers under Runtime.seed
 
 Batch = dict[str, Tensor]
 """Named tensors with the rank's rows in axis 0; a zero-dimensional tensor belongs to the whole batch."""
@@ -103,10 +104,36 @@ def head_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, runtime: R
     return total
 
 
-class DalleObjective(Objective):
-    """Text and image cross-entropies, each over its own token count, weighted 1/8 and 7/8 (paper, section 2.2)."""
+class BpeDropout:
+    """Captions tokenised anew at each step, merges passed over at random (paper, section 2.2: 10 %)."""
 
-    def __init__(self, model: Dalle, rows: TokenRows, config: TrainConfig, runtime: Runtime) -> None:
+    def __init__(self, words: CaptionTokenizer, captions: Sequence[str], share: float, runtime: Runtime) -> None:
+        self._words = words
+        self._captions = captions
+        self._share = share
+        self._runtime = runtime
+
+    def text(self, rows: NDArray[np.int64], step: int, length: int) -> Tensor:
+        """Text ids int64 [B, length] of the given rows: a pure function of (seed, step)."""
+        generator = self._runtime.generator(_MERGES, step)
+        texts = [self._words.encode(self._captions[row], self._share, generator) for row in rows]
+        return torch.from_numpy(pad_text(texts, length).astype(np.int64))
+
+
+class DalleObjective(Objective):
+    """Text and image cross-entropies, each over its own token count, weighted 1/8 and 7/8 (paper, section 2.2).
+
+    ``dropout`` is needed when ``config.bpe_dropout`` is above 0, else DataError.
+    """
+
+    def __init__(
+        self, model: Dalle, rows: TokenRows, config: TrainConfig, runtime: Runtime, dropout: BpeDropout | None = None
+    ) -> None:
+        if config.bpe_dropout and dropout is None:
+            raise DataError(
+                f"bpe_dropout {config.bpe_dropout} needs the captions themselves; pass a BpeDropout or set it to 0"
+            )
+        self._dropout = dropout if config.bpe_dropout else None
         self.network: nn.Module = model
         self.model = model
         self._rows = rows
@@ -119,6 +146,8 @@ class DalleObjective(Objective):
         """text [b, L], image [b, N], read [b, N] (image as the network sees it), keep_text [b], number of text targets."""
         rows = self._order.rows(step)
         text, image = self._rows.gather(rows)
+        if self._dropout is not None:
+            text = self._dropout.text(rows, step, text.shape[1])
         generator = self._runtime.generator(_DROP, step)
         keep = torch.rand(len(rows), generator=generator) >= self._config.condition_dropout
         text = text * keep.unsqueeze(1)

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import FitConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle, dalle_to_bytes
 from dalle_model.errors import DataError
-from dalle_model.objectives import DalleObjective, validation_losses
+from dalle_model.objectives import BpeDropout, DalleObjective, validation_losses
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import TokenRows, pad_text
 from tasks.artifacts import Manifest, ObjectRef
@@ -65,14 +66,16 @@ def work(job: Job) -> Outcome:
     """Train, then measure the losses on training and held-out rows."""
     config: FitConfig = job.config
     tokens = job.inputs["tokens"]
-    rows, _, _, shape = read_tokens(job, tokens, "train")
+    rows, _, captions, shape = read_tokens(job, tokens, "train")
     if not len(rows.image):
         raise DataError(
             "the split `train` of the tokens is empty; lower valid_share, test_share or the holdout and curate again"
         )
     with training_runtime(job, config.train.optim.seed) as runtime:
         model = build_dalle(config.model, shape, runtime.generator(_INIT))
-        objective = DalleObjective(model, rows, config.train, runtime)
+        words = CaptionTokenizer.from_json(job.read(tokens.object_of("bpe")))
+        dropout = BpeDropout(words, captions, config.train.bpe_dropout, runtime)
+        objective = DalleObjective(model, rows, config.train, runtime, dropout)
         result = train(job, objective, config.train.optim, runtime, data=tokens.fingerprint)
         if runtime.rank != 0:
             return Outcome((), 0, {})

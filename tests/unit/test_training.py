@@ -9,14 +9,15 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.checkpoint import Checkpoints, TrainState
 from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
-from dalle_model.objectives import Batch, DalleObjective, Loss, head_cross_entropy, tokenizer_objective
+from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy, tokenizer_objective
 from dalle_model.optim import lr_share
 from dalle_model.runtime import Runtime
-from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
+from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
 from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
 
@@ -312,3 +313,21 @@ def test_equal_states_have_equal_bytes() -> None:
     tensors = {f"t{i}": torch.arange(i + 1.0) for i in range(20)}
     first = TrainState(1, tensors, "d", 4, [{"loss": 0.1}]).to_bytes()
     assert first == TrainState(1, dict(reversed(tensors.items())), "d", 4, [{"loss": 0.1}]).to_bytes()
+
+
+def test_bpe_dropout_reads_captions_in_other_pieces_at_each_step_and_the_same_at_a_repeat() -> None:
+    captions = ["red apple red apple", "green apple", "red pear"] * 4
+    words = CaptionTokenizer.from_json(train_bpe(captions, 300))
+    text = pad_text([words.encode(c) for c in captions], SHAPE.max_text_tokens)
+    rows = TokenRows(text, token_rows(12).image, np.ones(12, np.float32))
+    runtime = Runtime(seed=3)
+    config = TrainConfig(optim=optim_of(), condition_dropout=0.0, bpe_dropout=0.5)
+    model = build_dalle(ModelConfig(dim=32, depth=1, heads=2), SHAPE, runtime.generator(1))
+    objective = DalleObjective(model, rows, config, runtime, BpeDropout(words, captions, 0.5, runtime))
+    first, again, later = objective.batch(0)["text"], objective.batch(0)["text"], objective.batch(3)["text"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+    whole = DalleObjective(model, rows, config.model_copy(update={"bpe_dropout": 0.0}), runtime).batch(0)["text"]
+    assert (first != 0).sum() > (whole != 0).sum()
+    with pytest.raises(DataError, match="bpe_dropout"):
+        DalleObjective(model, rows, config, runtime)
