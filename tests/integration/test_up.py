@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -50,6 +51,9 @@ def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_
         automation = up.api("/automations/filter", {})
         assert [(a["enabled"], a["trigger"]["within"]) for a in automation] == [(True, 90)]
 
+        found = dalle("doctor", "--store", str(up.store), PREFECT_HOME=str(up.home))
+        assert f"API {up.url}/api" in found.stdout, "other commands do not find the running server"
+
         (worker,) = _prefect(up, "worker")
         worker.kill()
         assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 60, every_s=0.2), up.output()
@@ -80,6 +84,29 @@ def test_up_killed_with_9_leaves_no_process(tmp_path: Path) -> None:
         assert up.process is not None
         up.process.kill()
         assert wait_for(lambda: not up.processes(), 30, every_s=0.2), up.processes()
+    finally:
+        up.stop()
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_all_died_is_marked_crashed_and_can_go_on(tmp_path: Path, tiny_run: TinyRun) -> None:
+    up = Up(tmp_path / "up")
+    tiny_run.copy(up.store, before="fit-tokenizer")
+    config = tiny_config("tokenizer.steps=100000").tokenizer.model_dump(mode="json")
+    parameters = {"curated": tiny_run.results["curate"].ref.fingerprint, "config": config}
+    up.start()
+    try:
+        up.wait_ready()
+        run = up.submit("fit-tokenizer/fit-tokenizer", parameters)
+        up.wait_run(run, lambda _: bool(up.step_processes()))
+        time.sleep(35)  # the first heartbeat is sent after 30 s
+        for process in [*_prefect(up, "worker"), *up.flow_processes()]:
+            process.kill()
+        assert up.run(run)["state_type"] == "RUNNING"
+        assert up.wait_run(run, within_s=180)["state_type"] == "CRASHED"
+        assert "no heartbeat for 90 s" in up.run(run)["state"]["message"]
+        again = up.submit("fit-tokenizer/fit-tokenizer", parameters)
+        up.wait_run(again, lambda _: "goes on from the checkpoint" in up.log_of(again))
     finally:
         up.stop()
 
