@@ -34,6 +34,7 @@ _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
 _START_S = 60.0
 _STARTS = 3
+_DEATHS = 3  # children that may die of one picture before it is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +296,9 @@ class DecodePool(Generic[_T]):
 
     def _decode_batch(self, pictures: list[bytes]) -> list[Decoded | Refused]:
         results: list[Decoded | Refused] = []
-        suspected = -1  # index of the picture at which a child died once
+        suspected, deaths = -1, 0  # index of the picture at which children died, and how many
         while len(results) < len(pictures):
-            child = self._child()
+            child = self._child(fresh=deaths > 0)
             try:
                 child.send_batch(pictures[len(results) :])
                 while len(results) < len(pictures):
@@ -306,18 +307,20 @@ class DecodePool(Generic[_T]):
                 self._drop(child)
                 at = len(results)
                 # The CPU limit speaks of the picture. Any other death may be the machine's doing (the kernel short of
-                # memory, an operator, a machine too busy to run us), so the picture gets a second, fresh child.
-                if death.final or at == suspected:
+                # memory, an operator, a machine too busy to run us), so the picture gets another, fresh child.
+                deaths = deaths + 1 if at == suspected else 1
+                suspected = at
+                if death.final or deaths == _DEATHS:
                     reason = Reason.TOO_SLOW if death.slow else Reason.DECODER_DIED
                     results.append(Refused(reason, f"the decoding process {death}"))
-                suspected = at
             else:
                 self._release(child)
         return results
 
-    def _child(self) -> _Child:
+    def _child(self, *, fresh: bool) -> _Child:
+        """An idle child, or a new one; ``fresh`` for a picture that is suspected, as an idle child may be dead already."""
         with self._lock:
-            if self._idle:
+            if self._idle and not fresh:
                 return self._idle.pop()
         child = self._started()
         with self._lock:

@@ -504,7 +504,10 @@ class _Leave:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM acts like Ctrl-C: a step saves a checkpoint and ends its processes instead of dying where it stands."""
+    """SIGTERM acts like Ctrl-C: a step saves a checkpoint and ends its processes instead of dying where it stands.
+
+    SIGINT is set as well: a shell that starts us in the background has it ignored, and `kill -INT` would do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
@@ -512,11 +515,12 @@ def _sigterm_interrupts() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(error: Exception, debug: bool) -> int:

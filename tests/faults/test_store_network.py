@@ -70,8 +70,8 @@ def test_refused_parallel_requests_are_paced_together(proxy: FaultProxy) -> None
     proxy.add("503", method="HEAD", seconds=2)
     store.commit(manifest)
     refused = [seen.at for seen in proxy.seen if seen.status == 503]
-    # the eight that were under way when the first was refused, then two a second
-    assert 8 <= len(refused) <= 8 + 2 * 2 + 2
+    # at most the eight that were under way when the first was refused, then two a second
+    assert 2 <= len(refused) <= 8 + 2 * 2 + 2
 
 
 def test_outage_longer_than_patience_is_one_line(proxy: FaultProxy) -> None:
