@@ -48,11 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this machine or this run does not cover, with the reason."""
+    """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason."""
     if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch
