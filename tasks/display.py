@@ -11,12 +11,11 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 Listener = Callable[[dict[str, Any]], None]
@@ -27,7 +26,7 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         if not task.speed:
             return Text("")
-        return Text(f"{task.speed:,.1f} {task.fields.get('unit', '')}/s", style="progress.data.speed")
+        return Text(f"{task.speed:,.1f}/s", style="progress.data.speed")
 
 
 def _figures(event: dict[str, Any]) -> str:
@@ -41,17 +40,17 @@ def step_display(stage: str) -> Iterator[Listener]:
     if not console.is_terminal:
         yield _Lines(stage)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:14}"),
-        BarColumn(bar_width=28),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-        _RateColumn(),
-        TimeElapsedColumn(),
+    # Together 78 cells: on the narrowest usual terminal rate and time left are whole; figures need a wider one.
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("{task.description:13}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", table_column=Column(no_wrap=True)),
+        _RateColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}", style="dim"),
     )
+    if console.width >= 120:
+        columns += (TextColumn("{task.fields[figures]}", style="dim"),)
     with Progress(*columns, console=console, transient=False) as progress:
         yield _Bars(stage, progress)
 
