@@ -244,7 +244,7 @@ class EncodeConfig(Section):
     """Encode: pictures to image tokens, captions to text tokens, as Parquet."""
 
     rows_per_shard: int = Field(2048, ge=1, le=1_000_000, description="Token rows per Parquet shard.")
-    batch_size: int = Field(64, ge=1, description="Pictures per forward pass. Has no effect on the tokens.")
+    batch_size: int = Field(64, ge=1, description="Pictures per forward pass.")
     text_vocab_size: int = Field(
         2048, ge=260, le=65000, description="BPE vocabulary trained on the training captions (paper: 16384)."
     )
@@ -355,7 +355,7 @@ class EvaluateConfig(Section):
     max_reference: int = Field(
         20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly."
     )
-    batch_size: int = Field(32, ge=1, description="Pictures drawn at once. Has no effect on the figures.")
+    batch_size: int = Field(32, ge=1, description="Pictures drawn at once; short batches are filled up to this size.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
     sampler: SamplerConfig | None = Field(
         None, description="None: as stored with the model. Sampler: with these settings."
@@ -379,7 +379,12 @@ class GenerateConfig(Section):
     seed: int = Field(
         0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index)."
     )
-    batch_size: int = Field(32, ge=1, le=4096, description="Pictures drawn at once. Has no effect on the pictures.")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=4096,
+        description="Pictures drawn at once; short batches are filled up to this size, so a picture does not depend on its neighbours.",
+    )
     rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
     upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
     sampler: SamplerConfig | None = Field(

@@ -70,7 +70,7 @@ def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: 
     images = np.empty((rows.num_rows, tokenizer.config.image_px, tokenizer.config.image_px, 3), np.uint8)
     for positions, squares in read_pictures(job, job.inputs["curated"], rows, tokenizer.config.image_px):
         images[positions] = squares
-    ids, made = reconstruct(tokenizer, images, job.runtime)
+    ids, made = reconstruct(tokenizer, images, job.runtime, config.batch_size)
     texts = [words.encode(caption) for caption in rows["caption"].to_pylist()]
     cut = sum(len(t) > config.max_text_tokens for t in texts)
     tokens = pa.FixedSizeListArray.from_arrays(

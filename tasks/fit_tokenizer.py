@@ -61,12 +61,17 @@ def work(job: Job) -> Outcome:
 
 
 @torch.inference_mode()
-def reconstruct(tokenizer: ImageTokenizer, images: np.ndarray, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[type-arg]
-    """uint8 [R, H, W, 3] -> (ids int64 [R, N], reconstructions float32 [R, 3, H, W] on the CPU), in batches of 64."""
+def reconstruct(
+    tokenizer: ImageTokenizer,
+    images: np.ndarray,  # type: ignore[type-arg]
+    runtime: Runtime,
+    batch_size: int = 64,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [R, H, W, 3] -> (ids int64 [R, N], reconstructions float32 [R, 3, H, W] on the CPU)."""
     ids, pictures = [], []
     with runtime.autocast():
-        for start in range(0, len(images), 64):
-            batch = to_float(np.ascontiguousarray(images[start : start + 64])).to(runtime.device)
+        for start in range(0, len(images), batch_size):
+            batch = to_float(np.ascontiguousarray(images[start : start + batch_size])).to(runtime.device)
             codes = tokenizer.encode(batch)
             ids.append(codes.cpu())
             pictures.append(tokenizer.decode(codes).float().cpu())
