@@ -49,9 +49,8 @@ def quickstart() -> PipelineConfig:
     Minutes there: 12 in all while other programs shared the cores (tokenizer 3.1, transformer 7.5).
     Result: reconstructions of 25.0 dB; ``recognisability`` 0.86 and 0.88 in two runs with different random streams
     (95 % interval of one 0.79 to 0.93) on training captions, and 0.63 and 0.50 (0.47 to 0.78) on skin tones held out
-    for their role. People, faces, hands and flags come out clean; thin
-    lines smear, and so do some of the objects that only one picture shows.
-    Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. It has not been timed
+    for their role. People, faces, hands and flags come out clean; thin lines smear, and so do some of the objects
+    that only one picture shows. Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. It has not been timed
     without bfloat16 in hardware, where matrix products take about five times as long.
 
     What the recipe rests on, one run each: Muon for the tokenizer (24.7 dB after 788 updates, AdamW 21.9 after 933),
