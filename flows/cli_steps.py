@@ -1,0 +1,202 @@
+"""Commands that run the chain or one of its stages."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dalle_model.errors import UsageError
+from flows.cli_app import (
+    DEFAULT_STORE,
+    Deadline,
+    Debug,
+    Device,
+    Json,
+    Out,
+    Preset,
+    Ref,
+    Sets,
+    Store,
+    app,
+    emit,
+    run_one,
+    settings_of,
+)
+
+
+@app.command()
+def run(
+    preset: Annotated[str, typer.Argument(help="Name of a preset; `dalle presets` lists them.")],
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    out: Out = Path("outputs"),
+    plain: Annotated[bool, typer.Option("--plain", help="Without Prefect: the same steps as plain functions.")] = False,
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run the **whole chain**: ingest, curate, fit-tokenizer, encode, fit, evaluate, generate.
+
+    Uses the Prefect API that is configured, or Prefect's own temporary server. Steps whose result is already in the
+    store are reused; a killed run goes on where it was.
+    """
+    from flows import commands
+
+    result = commands.run_chain(
+        commands.preset_config(preset, sets or []),
+        settings_of(store, device, deadline),
+        out / preset,
+        plain=plain,
+        debug=debug,
+    )
+    emit(as_json, result.payload, result.lines)
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="`openmoji`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`, `parquet:`, `jsonl:`, `csv:` or `webdataset:` with a path."
+        ),
+    ],
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read a source of captioned pictures into checked, re-encoded **pairs**."""
+    run_one("ingest", {}, [f"ingest.source={source}", *(sets or [])], store, preset, "auto", deadline, as_json, debug)
+
+
+@app.command()
+def curate(
+    pairs: Ref,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score pairs by the curation rules, drop what fails with a reason, and assign **splits**."""
+    run_one("curate", {"pairs": pairs}, sets or [], store, preset, "auto", deadline, as_json, debug)
+
+
+@app.command("fit-tokenizer")
+def fit_tokenizer(
+    curated: Ref,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the **image tokenizer** on curated pairs."""
+    run_one("fit-tokenizer", {"curated": curated}, sets or [], store, preset, device, deadline, as_json, debug)
+
+
+@app.command()
+def encode(
+    curated: Ref,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", metavar="REF", help="The image tokenizer.")],
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn curated pairs into image and text **tokens** in Parquet."""
+    run_one(
+        "encode",
+        {"curated": curated, "tokenizer": tokenizer},
+        sets or [],
+        store,
+        preset,
+        device,
+        deadline,
+        as_json,
+        debug,
+    )
+
+
+@app.command()
+def fit(
+    tokens: Ref,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the **transformer** on tokens."""
+    run_one("fit", {"tokens": tokens}, sets or [], store, preset, device, deadline, as_json, debug)
+
+
+@app.command()
+def evaluate(
+    model: Ref,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    out: Out = Path("outputs/evaluate"),
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """**Measure** a model and write its report."""
+    run_one("evaluate", {"model": model}, sets or [], store, preset, device, deadline, as_json, debug, out)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,
+    prompts_uri: Annotated[
+        str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv or parquet.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option("--model", metavar="REF", help="The model; a name is resolved once.")
+    ] = "latest",
+    n: Annotated[int, typer.Option("--n", help="Pictures per prompt.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    out: Out = Path("outputs/generate"),
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """**Draw** pictures for prompts, and write them to a folder with a gallery."""
+    if not prompts and not prompts_uri:
+        raise UsageError('no prompt given; write one, e.g. dalle generate "a red heart", or a file with --prompts URI')
+    assignments = [
+        f"generate.prompts={json.dumps(prompts or [])}",
+        f"generate.prompts_uri={prompts_uri}",
+        f"generate.n={n}",
+        f"generate.seed={seed}",
+    ]
+    run_one(
+        "generate",
+        {"model": model},
+        [*assignments, *(sets or [])],
+        store,
+        preset,
+        device,
+        deadline,
+        as_json,
+        debug,
+        out,
+    )
