@@ -208,11 +208,11 @@ class Dalle(nn.Module):
         grid = self.shape.grid
         return self.row_embed.repeat_interleave(grid, 0) + self.column_embed.repeat(grid, 1)
 
-    def embed_text(self, text: Tensor) -> Tensor:
-        """Integer text [B, n], n <= L -> [B, n, dim]: tokens, or where there is none the pad vector of the place."""
-        length = text.shape[1]
-        tokens = torch.where((text == PAD).unsqueeze(-1), self.pad_embed[:length], self.text_embed(text))
-        return tokens + self.position_embed[1 : length + 1]
+    def embed_text(self, text: Tensor, first: int = 0) -> Tensor:
+        """Integer text [B, n] at places first..first+n-1 -> [B, n, dim]: tokens, or where there is none the place's pad."""
+        end = first + text.shape[1]
+        tokens = torch.where((text == PAD).unsqueeze(-1), self.pad_embed[first:end], self.text_embed(text))
+        return tokens + self.position_embed[first + 1 : end + 1]
 
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image ids [B, n] that stand at places first..first+n-1 of the picture -> [B, n, dim]."""
@@ -229,21 +229,24 @@ class Dalle(nn.Module):
         vectors: Tensor = self.image_head.weight
         return vectors + self.level_map @ self.level_head if self.shape.code_levels else vectors
 
-    def forward(self, text: Tensor, image: Tensor, image_first: bool = False) -> Tensor:
+    def forward(self, text: Tensor, image: Tensor | None, image_first: bool = False) -> Tensor:
         """Text ids int64 [B, L] (0 = padding) and image ids int64 [B, N] -> hidden states [B, L + N, dim].
 
         Position t < L predicts text token t and position L + n image token n; with ``image_first`` (image to text,
-        modern mode only) position n < N predicts image token n and position N + t text token t.
+        modern mode only) position n < N predicts image token n and position N + t text token t. Without an image the
+        model reads text alone, as a GPT does: [B, L, dim], equal to the first L of the whole sequence.
         """
         start, length = self._start(len(text), image_first), self.shape.max_text_tokens
-        if image_first:
+        if image is None:
+            x, rotary = torch.cat([start, self.embed_text(text[:, :-1])], dim=1), self.rotary[:, :length]
+        elif image_first:
             x = torch.cat([start, self.embed_image(image), self.embed_text(text[:, :-1])], dim=1)
             rotary = torch.cat([self.rotary[:, :1], self.rotary[:, length + 1 :], self.rotary[:, 1:length]], dim=1)
         else:
             x = torch.cat([start, self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
             rotary = self.rotary[:, :-1]
         for block, seen in self._layers():
-            x = block(x, rotary, None if seen is None else seen[:-1, :-1])
+            x = block(x, rotary, None if seen is None or image is None else seen[:-1, :-1])  # text alone is causal
         hidden: Tensor = self.norm_out(x)
         return hidden
 
@@ -273,10 +276,37 @@ class Dalle(nn.Module):
     def prefill(self, text: Tensor, cache: KVCache) -> Tensor:
         """Read captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
         x = torch.cat([self._start(len(text), False), self.embed_text(text)], dim=1)
-        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):  # every mask is causal here
-            x = block.prefill(x, self.rotary[:, : x.shape[1]], layer)
+        return F.linear(self._read(x, self.rotary[:, : x.shape[1]], cache), self.image_vectors()).float()
+
+    def prefill_text(self, text: Tensor, cache: KVCache) -> Tensor:
+        """Read the first n < L text tokens [B, n] into an empty cache -> float32 logits [B, text_vocab] of the next one."""
+        x = torch.cat([self._start(len(text), False), self.embed_text(text)], dim=1)
+        logits: Tensor = self.text_head(self._read(x, self.rotary[:, : x.shape[1]], cache))
+        return logits.float()
+
+    def prefill_image(self, image: Tensor, cache: KVCache) -> Tensor:
+        """Read pictures [B, N] into an empty cache, image first -> float32 logits [B, text_vocab] of the first text token."""
+        x = torch.cat([self._start(len(image), True), self.embed_image(image)], dim=1)
+        rotary = torch.cat([self.rotary[:, :1], self.rotary[:, self.shape.max_text_tokens + 1 :]], dim=1)
+        logits: Tensor = self.text_head(self._read(x, rotary, cache))
+        return logits.float()
+
+    def _read(self, x: Tensor, rotary: Tensor, cache: KVCache) -> Tensor:
+        """Inputs [B, n, dim] into an empty cache -> the last hidden state [B, dim]; every mask is causal there."""
+        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):
+            x = block.prefill(x, rotary, layer)
         cache.length = x.shape[1]
-        return F.linear(self.norm_out(x[:, -1]), self.image_vectors()).float()
+        hidden: Tensor = self.norm_out(x[:, -1])
+        return hidden
+
+    def step_text(self, text: Tensor, place: int, cache: KVCache) -> Tensor:
+        """Text ids [B] at ``place`` (0-based), after what the cache holds -> float32 logits [B, text_vocab] of place + 1."""
+        x, position = self.embed_text(text.unsqueeze(1), place), cache.length
+        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):
+            x = block.step(x, self.rotary[:, place + 1 : place + 2], layer, position, None)
+        cache.length = position + 1
+        logits: Tensor = self.text_head(self.norm_out(x[:, 0]))
+        return logits.float()
 
     def step(self, image: Tensor, place: int, cache: KVCache) -> Tensor:
         """Image ids [B] at ``place`` (0-based) -> float32 logits [B, image_vocab] of place + 1."""

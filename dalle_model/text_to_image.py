@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import SamplerConfig
 from dalle_model.dalle import Dalle, dalle_from_bytes, dalle_to_bytes
-from dalle_model.describing import describe
+from dalle_model.describing import GREEDY, continue_captions, describe, score_captions
 from dalle_model.errors import DataError, UsageError
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
+from dalle_model.token_batches import pad_text
 from dalle_model.tokenizers.base import ImageTokenizer, to_bytes, to_unit
 from dalle_model.tokenizers.registry import tokenizer_from_bytes, tokenizer_to_bytes
 
@@ -110,11 +112,78 @@ class TextToImage:
         shown: NDArray[np.uint8] = pictures.permute(0, 2, 3, 1).reshape(len(prompts), n, side, side, 3).numpy()
         return shown
 
-    def caption(self, pictures: NDArray[np.uint8], runtime: Runtime | None = None) -> list[str]:
-        """Words for pictures uint8 [B, H, W, 3]; needs a model trained with ``image_first_share`` above 0."""
+    def caption(
+        self,
+        images: NDArray[np.uint8],
+        seed: int = 0,
+        sampler: SamplerConfig = GREEDY,
+        runtime: Runtime | None = None,
+    ) -> list[str]:
+        """Words for pictures uint8 [B, H, W, 3]; needs a model trained with ``image_first_share`` above 0.
+
+        The most probable words, or drawn by ``sampler``: a picture that is given several times then gets different ones.
+        """
         runtime = runtime or Runtime()
-        images = to_unit(torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)).to(runtime.device)
-        self.model.to(runtime.device).eval()
-        ids = self.tokenizer.to(runtime.device).eval().encode(images)
+        hashes = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
+        keys = [picture_key(self.fingerprint, h, seed, hashes[:i].count(h)) for i, h in enumerate(hashes)]
+        ids = describe(self.model, self._image_ids(images, runtime), runtime, sampler, keys)
         words = CaptionTokenizer.from_json(self.bpe)
-        return [words.decode(row) for row in describe(self.model, ids, runtime).tolist()]
+        return [words.decode(row) for row in ids.tolist()]
+
+    def score_text(
+        self, images: NDArray[np.uint8] | None, texts: Sequence[str], runtime: Runtime | None = None
+    ) -> NDArray[np.float32]:
+        """ln p(text | picture) in nats, float32 [B], of pairs uint8 [B, H, W, 3] and texts; longer texts are cut.
+
+        One picture for many texts, or one text for many pictures, is repeated. ``images`` None: ln p(text) of the text
+        alone. Needs a model trained in that direction. UsageError when the numbers differ otherwise.
+        """
+        runtime = runtime or Runtime()
+        words, limit = CaptionTokenizer.from_json(self.bpe), self.model.shape.max_text_tokens
+        text = torch.from_numpy(pad_text([words.encode(t) for t in texts], limit).astype(np.int64))
+        ids = None if images is None else self._image_ids(images, runtime)
+        if ids is not None and len(ids) != len(text):
+            if len(ids) != 1 and len(text) != 1:
+                raise UsageError(
+                    f"{len(ids)} pictures and {len(text)} texts do not pair up; give as many of each, or 1"
+                )
+            count = max(len(ids), len(text))
+            ids, text = ids.expand(count, -1), text.expand(count, -1)
+        scores: NDArray[np.float32] = score_captions(self.model, text, ids, runtime).cpu().numpy()
+        return scores
+
+    def continue_text(
+        self,
+        prompts: Sequence[str],
+        n: int = 1,
+        seed: int = 0,
+        sampler: SamplerConfig | None = None,
+        runtime: Runtime | None = None,
+    ) -> list[list[str]]:
+        """Whole texts that begin as the prompts do, [prompts][n]: the model as a GPT of captions.
+
+        ``sampler`` None draws from the model's own distribution; temperature 0 takes the most probable words. DataError
+        when a prompt leaves no place to go on.
+        """
+        if n < 1:
+            raise UsageError(f"n is {n}; ask for at least 1 text per prompt")
+        words, fingerprint = CaptionTokenizer.from_json(self.bpe), self.fingerprint
+        begun = [words.encode(prompt) for prompt in prompts for _ in range(n)]
+        keys = [picture_key(fingerprint, prompt, seed, index) for prompt in prompts for index in range(n)]
+        ids = continue_captions(self.model, begun, runtime or Runtime(), sampler or SamplerConfig(), keys)
+        texts = [words.decode(row) for row in ids.tolist()]
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    @torch.inference_mode()
+    def _image_ids(self, images: NDArray[np.uint8], runtime: Runtime) -> Tensor:
+        """Pictures uint8 [B, H, W, 3] -> ids int64 [B, N]. UsageError when they do not have the tokenizer's size."""
+        side = self.tokenizer.config.image_px
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
+            raise UsageError(
+                f"pictures are {images.dtype} {list(images.shape)}; this model reads uint8 [B, {side}, {side}, 3]: scale them first"
+            )
+        self.tokenizer.to(runtime.device).eval()
+        pixels = to_unit(torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2))
+        # one by one: a picture's codes must not depend on its neighbours, not even by a last bit
+        ids = [self.tokenizer.encode(p[None].to(runtime.device)).long() for p in pixels]
+        return torch.cat(ids) if ids else torch.zeros(0, self.tokenizer.num_tokens, dtype=torch.long)
