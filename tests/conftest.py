@@ -1,5 +1,6 @@
 """What all tests share: isolation from the machine they run on, the markers, and one undisturbed tiny run."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -49,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason."""
+    for item in items:
+        if "machine" in getattr(item, "fixturenames", ()):  # a server and a worker: once, in one test process
+            item.add_marker(pytest.mark.xdist_group("machine"))
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
@@ -91,10 +95,18 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> "TinyRun":
-    """The tiny chain, run once as plain functions and never disturbed. Nobody writes to its store: ``copy`` it."""
+    """The tiny chain, run once as plain functions and never disturbed. Nobody writes to its store: ``copy`` it.
+
+    Test processes share one: whoever comes second waits for the first and then finds every artifact there.
+    """
     from support.tiny import run_once
 
-    return run_once(tmp_path_factory.mktemp("tiny") / "artifacts")
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "tiny"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return run_once(shared / "artifacts")
 
 
 @pytest.fixture(scope="session")
