@@ -111,7 +111,8 @@ class CurateConfig(Section):
         description="Pictures whose 64-bit perceptual hashes differ in at most this many bits share a cluster, -1 = only equal pictures do. Clusters never straddle train, valid and test. Unrelated pictures begin to meet near 12.",
     )
     drop_duplicates: bool = Field(
-        True, description="Keep one pair per identical (image, caption); the smallest id survives."
+        True,
+        description="Keep one pair per identical (image, caption): that of the larger source picture, then the smallest id.",
     )
     max_captions_per_picture: int = Field(
         8,
@@ -129,11 +130,46 @@ class CurateConfig(Section):
         description="One in this many matching captions goes to the split `heldout`, 1 = all (by hash of the caption, whatever the seed). Every caption of the same picture goes with it; look-alikes do not.",
     )
     seed: int = Field(0, ge=0, description="Seed of the split.")
+    embedding: Literal["none", "thumbnail", "random"] = Field(
+        "none",
+        description="Third tier of kinship, beside equal pictures and near hashes. thumbnail: 8 x 8 in colour; it finds recompressed, recoloured and slightly cropped copies. random: fixed untrained convolutions, for texture. Off, for near pictures of a small set are often siblings.",
+    )
+    embedding_distance: float = Field(
+        0.04,
+        ge=0,
+        le=10,
+        description="Pictures whose embeddings are at most this far apart share a cluster. thumbnail: root mean square error, 1 = the full range; a crop by 5 % is at 0.05, strangers of a plain set begin near 0.03.",
+    )
+    max_pairs_per_cluster: int = Field(
+        0,
+        ge=0,
+        description="Pairs kept of one cluster, 0 = all. Survivors are those with the larger source picture, then the longer caption, then the smaller id.",
+    )
+    folds: int = Field(
+        0, ge=0, le=100, description="Folds of a cross-validation, by cluster so that kin is in one fold; 0 = off."
+    )
+    fold: int = Field(
+        0, ge=0, description="The fold that is held out as split `test`, from 0; instead of test_share. Needs folds."
+    )
+    exclude: tuple[str, ...] = Field(
+        (),
+        description="References of pairs or curated artifacts that training must not touch, such as foreign evaluation sets. What is near them is dropped with all its kin, as `touches_evaluation`.",
+    )
+    exclude_bits: int = Field(
+        4,
+        ge=0,
+        le=12,
+        description="Near an excluded picture is what differs from it in at most this many bits of the perceptual hash (or by embedding_distance, where an embedding is set).",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.valid_share + self.test_share >= 1:
             raise ValueError("valid_share + test_share must leave a share for training (sum below 1)")
+        if self.folds == 1 or (self.fold and self.fold >= self.folds):
+            raise ValueError(
+                f"fold {self.fold} of {self.folds} folds: folds is 0 (off) or 2 and more, and fold is below it"
+            )
         return self
 
 

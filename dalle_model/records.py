@@ -70,6 +70,19 @@ CURATED = _schema(
 )
 
 
+# Which pairs are kin: one row for every pair that passed the rules of single pairs. `tier` is what joined it to its
+# cluster (bytes, hash, embedding) at `distance` from its nearest kin there (0, bits of 64, the embedding's distance);
+# one row per cluster, the best under the survivor rule, joined nothing. `survivor`: it is among the curated pairs.
+CLUSTER = _schema(
+    "Cluster",
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("cluster", pa.string(), nullable=False),
+    pa.field("tier", pa.string(), nullable=False),
+    pa.field("distance", pa.float64(), nullable=True),
+    pa.field("survivor", pa.bool_(), nullable=False),
+)
+
+
 def token_row(num_image_tokens: int) -> pa.Schema:
     """Schema of one tokenised pair: ``image_tokens`` is a fixed-size list of ``num_image_tokens`` uint16."""
     return _schema(

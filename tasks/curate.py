@@ -17,29 +17,40 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
 from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure
 from dalle_model.curation.rules import NOT_CHECKED, RULES, RULES_VERSION
-from dalle_model.curation.selection import SET_RULES, Selection, select
+from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
-from dalle_model.records import CURATED, LEDGER, SCORE
+from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
 from dalle_model.sheets import contact_sheet
-from tasks.artifacts import ObjectRef, Part, fingerprint
+from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
 from tasks.job import Job, Outcome
+from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
+from tasks.settings import Settings
+from tasks.step import open_store
 from tasks.tables import TableFile
 
 _SHEET_TILES = 48
 _COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "extra"]
 
 
+def identity(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config with excluded sets by their content instead of their names. RefNotFound when one is not there."""
+    found = excluded(open_store(settings), config.exclude) if config.exclude else []
+    recorded = config.model_dump(mode="json") | {"exclude": sorted(m.fingerprint for m in found)}
+    return recorded, {f"exclude.{m.fingerprint[:16]}": m.fingerprint for m in found}
+
+
 def work(job: Job) -> Outcome:
     """Measure what is not measured yet, then judge, split and file every pair."""
     config: CurateConfig = job.config
     started = time.monotonic()
-    features = _measured(job)
+    features = _measured(job, job.inputs["pairs"])
     measured_s = time.monotonic() - started
-    selection = select(_tables(job, features), config)
+    selection = select(_tables(job, features), config, _outside(job))
     with (
         TableFile(job.spool / "curated.parquet", CURATED) as curated,
         TableFile(job.spool / "ledger.parquet", LEDGER) as ledger,
         TableFile(job.spool / "scores.parquet", SCORE) as scores,
+        TableFile(job.spool / "clusters.parquet", CLUSTER) as clusters,
     ):
         first = 0
         for shard, table in enumerate(_tables(job, features)):
@@ -47,6 +58,7 @@ def work(job: Job) -> Outcome:
             curated.add_table(_curated(table, selection, shard, first))
             ledger.add_table(_ledger(table, verdict, selection))
             scores.add_table(_scores(table, selection))
+            clusters.add_table(cluster_rows(table, selection, first))
             first += table.num_rows
             job.check_stop()
         rows = curated.rows
@@ -58,6 +70,7 @@ def work(job: Job) -> Outcome:
             job.put(curated.finish(), ext="parquet", role="curated", rows=rows),
             job.put(ledger.finish(), ext="parquet", role="ledger", rows=ledger.rows),
             job.put(scores.finish(), ext="parquet", role="scores", rows=scores.rows),
+            job.put(clusters.finish(), ext="parquet", role="clusters", rows=clusters.rows),
         )
     sheets = (
         job.put(_sheet(job, selection, kept=True), ext="png", role="sheet.kept"),
@@ -67,9 +80,25 @@ def work(job: Job) -> Outcome:
     return Outcome(objects=(*objects, *features, *sheets), rows=rows, stats=_stats(selection), facts=facts)
 
 
-def _measured(job: Job) -> list[ObjectRef]:
+def _outside(job: Job) -> Outside:
+    """What is read beside the features of the pairs themselves."""
+    config: CurateConfig = job.config
+    embedding = embedding_named(config.embedding)
+    vectors = None if embedding is None else embeddings_of(job, job.inputs["pairs"], embedding)
+    unit = 1.0 if embedding is None else embedding.unit
+    if not config.exclude:
+        return Outside(embeddings=vectors, unit=unit)
+    sets = [
+        marks_of(job, manifest, _measured(job, pairs_of(job.store, manifest)), embedding)
+        for manifest in excluded(
+            job.store, job.spec.recorded_config["config"]["exclude"]
+        )  # as the fingerprint has them
+    ]
+    return Outside(embeddings=vectors, unit=unit, evaluation=joined(sets))
+
+
+def _measured(job: Job, pairs: Manifest) -> list[ObjectRef]:
     """Features of every shard of pairs. Their receipts hang on the pairs alone, so other thresholds find them."""
-    pairs = job.inputs["pairs"]
     versions = {"features": FEATURES_VERSION, "rules": RULES_VERSION}
     shared = fingerprint("features", FEATURES_VERSION, versions, {"pairs": pairs.fingerprint})
     shards = pairs.objects_of("pairs")
@@ -165,15 +194,13 @@ def _scores(table: pa.Table, selection: Selection) -> pa.Table:
 
 
 def _stats(selection: Selection) -> dict[str, Any]:
-    _, sizes = np.unique(selection.clusters[selection.kept], return_counts=True)
     return {
         "rows_in": len(selection.verdict),
         "kept": int(selection.kept.sum()),
         "funnel": selection.funnel(),
         "reasons": selection.reasons(),
         "splits": selection.splits(),
-        "clusters": len(sizes),
-        "largest_cluster": int(sizes.max()),
+        **kin_stats(selection),
         "thresholds": {test.reason: test.words for test in selection.tests},
         "not_checked": list(NOT_CHECKED),
     }

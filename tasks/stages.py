@@ -22,7 +22,13 @@ INGEST = Stage(
     identity="tasks.ingest:identity",
 )
 CURATE = Stage(
-    name="curate", version=1, kind="curated", config=CurateConfig, inputs=("pairs",), work="tasks.curate:work"
+    name="curate",
+    version=2,
+    kind="curated",
+    config=CurateConfig,
+    inputs=("pairs",),
+    work="tasks.curate:work",
+    identity="tasks.curate:identity",
 )
 FIT_TOKENIZER = Stage(
     name="fit-tokenizer",

@@ -1,12 +1,12 @@
 """From features and thresholds to verdicts, duplicates, clusters and splits: a few passes over plain arrays.
 
-About 45 bytes per pair stay in memory; captions and pictures do not.
+About 80 bytes per pair stay in memory, and the embedding where one is asked for; captions and pictures do not.
 """
 
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,31 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dalle_model.config import CurateConfig
-from dalle_model.curation.clusters import SPLITS, captions_per_picture, cluster, first_of_each, held_out, split_of
+from dalle_model.curation.clusters import (
+    SPLITS,
+    TIERS,
+    best_of_each,
+    captions_per_picture,
+    first_of_each,
+    fold_of,
+    held_out,
+    kinship,
+    split_of,
+    survivor_rank,
+)
+from dalle_model.curation.contamination import touching
 from dalle_model.curation.features import digest64
+from dalle_model.curation.hashes import UInt64Array
 from dalle_model.curation.rules import Check, checks
 from dalle_model.errors import DataError, UsageError
 
 DUPLICATE = Check("duplicate", "duplicate", "drop_duplicates", high=1)
 PLACEHOLDER = Check("captions_per_picture", "placeholder", "max_captions_per_picture")
-SET_RULES = (DUPLICATE.rule, PLACEHOLDER.rule)  # judged over the whole set: they have no score of a single pair
+REMOVED = Check("consent", "removed", "dalle forget")
+CONTAMINATION = Check("contamination", "touches_evaluation", "exclude")
+KIN = Check("cluster", "near_duplicate", "max_pairs_per_cluster")
+# Judged over the whole set, or by what lies outside it: they have no score of a single pair.
+SET_RULES = tuple(test.rule for test in (DUPLICATE, PLACEHOLDER, REMOVED, CONTAMINATION, KIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +49,10 @@ class Selection:
     verdict: npt.NDArray[np.uint8]  # 0 = kept, k = failed the k-th of `tests`
     tests: tuple[Check, ...]
     split: npt.NDArray[np.uint8]  # index into SPLITS; of kept rows
-    clusters: npt.NDArray[np.uint64]  # 0 for rejected rows
+    clusters: npt.NDArray[np.uint64]  # of kept rows and of those that kin or duplicates replaced, else 0
+    kin: npt.NDArray[np.bool_]  # rows that have a cluster
+    tier: npt.NDArray[np.uint8]  # index into TIERS, see clusters.Kinship
+    distance: npt.NDArray[np.float32]
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -61,38 +81,150 @@ class Selection:
         return {name: int(count) for name, count in zip(SPLITS, counts, strict=True)}
 
 
-def select(features: Iterable[pa.Table], config: CurateConfig) -> Selection:
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What curation reads beside the pairs and their features.
+
+    removed: which rows of a feature table somebody withdrew. embeddings: [n, d] of all pairs in order, for the third
+    tier. evaluation: (picture, perceptual hash, embeddings or None) of the sets that training must not touch. unit:
+    what turns a distance of embeddings into the one of the config.
+    """
+
+    removed: Callable[[pa.Table], npt.NDArray[np.bool_]] | None = None
+    embeddings: npt.NDArray[Any] | None = None
+    evaluation: tuple[UInt64Array, UInt64Array, npt.NDArray[Any] | None] | None = None
+    unit: float = 1.0
+
+
+class _Columns:
+    """What is kept of every row while the set is judged."""
+
+    def __init__(self) -> None:
+        self._ids, self._pictures, self._captions, self._phashes = (array("Q") for _ in range(4))
+        self._sides, self._chars = array("f"), array("f")
+
+    def add(self, table: pa.Table, captions: list[str]) -> None:
+        self._ids.extend(int(i[:16], 16) for i in table["id"].to_pylist())
+        self._pictures.frombytes(table["picture"].to_numpy().tobytes())
+        self._captions.extend(digest64(caption.encode()) for caption in captions)
+        self._phashes.frombytes(table["phash"].to_numpy().tobytes())
+        for column, name in ((self._sides, "side_px"), (self._chars, "caption_chars")):
+            column.frombytes(np.asarray(table[name].to_numpy(), np.float32).tobytes())
+
+    def arrays(self) -> tuple[UInt64Array, UInt64Array, UInt64Array, npt.NDArray[np.int64]]:
+        """Pictures, captions, perceptual hashes; and every row's place under the survivor rule."""
+        ids, pictures, captions, phashes = (
+            np.frombuffer(column, np.uint64) if column else np.zeros(0, np.uint64)
+            for column in (self._ids, self._pictures, self._captions, self._phashes)
+        )
+        sides, chars = (
+            np.frombuffer(column, np.float32) if column else np.zeros(0, np.float32)
+            for column in (self._sides, self._chars)
+        )
+        return pictures, captions, phashes, survivor_rank(ids, sides, chars)
+
+
+def select(features: Iterable[pa.Table], config: CurateConfig, outside: Outside = Outside()) -> Selection:
     """Judge all rows. Raises UsageError for a bad pattern, DataError when nothing or no training row is left."""
     pattern = _pattern(config.holdout_pattern)
-    tests = checks(config)
-    columns = [array("Q") for _ in range(4)]
-    verdicts, held = [], bytearray()
+    by_score = checks(config)
+    tests = (REMOVED, *by_score) if outside.removed else by_score
+    columns, verdicts, held = _Columns(), [], bytearray()
     for table in features:
-        verdict = _verdicts(table, tests)
+        verdict = _verdicts(table, by_score)
+        if outside.removed:
+            verdict[verdict > 0] += 1
+            verdict[outside.removed(table)] = 1
         verdicts.append(verdict)
         captions = table["caption"].to_pylist()
-        columns[0].extend(int(i[:16], 16) for i in table["id"].to_pylist())
-        columns[1].frombytes(table["picture"].to_numpy().tobytes())
-        columns[2].extend(digest64(caption.encode()) for caption in captions)
-        columns[3].frombytes(table["phash"].to_numpy().tobytes())
+        columns.add(table, captions)
         held.extend(bool(pattern and pattern.search(c) and held_out(c, config.holdout_every)) for c in captions)
-    ids, pictures, captions_, phashes = (
-        np.frombuffer(column, np.uint64) if column else np.zeros(0, np.uint64) for column in columns
-    )
+    pictures, captions_, phashes, rank = columns.arrays()
     all_verdicts = np.concatenate(verdicts) if verdicts else np.zeros(0, np.uint8)
     alive = np.flatnonzero(all_verdicts == 0)
-    survives = first_of_each([pictures[alive], captions_[alive]], ids[alive])
+    survives = first_of_each([pictures[alive], captions_[alive]], rank[alive])
     captions_of_each = captions_per_picture(pictures[alive], survives)
     if config.drop_duplicates:
         tests = (*tests, DUPLICATE)
         all_verdicts[alive[~survives]] = len(tests)
+    related = np.ones(len(alive), bool)
     if config.max_captions_per_picture:
         tests = (*tests, replace(PLACEHOLDER, high=config.max_captions_per_picture))
-        crowded = alive[captions_of_each > config.max_captions_per_picture]
+        related = captions_of_each <= config.max_captions_per_picture
+        crowded = alive[~related]
         all_verdicts[crowded[all_verdicts[crowded] == 0]] = len(tests)
-    selection = _with_splits(all_verdicts, tests, pictures, phashes, np.frombuffer(bytes(held), np.bool_), config)
+    kin = _related(alive[related], pictures, phashes, rank, config, outside)
+    tests = _judge_kin(kin, all_verdicts, tests, (pictures, phashes, rank), config, outside)
+    selection = _with_splits(all_verdicts, tests, pictures, np.frombuffer(bytes(held), np.bool_), kin, config)
     _refuse_empty(selection, config)
     return selection
+
+
+@dataclass(frozen=True, slots=True)
+class _Kin:
+    """``clusters.Kinship`` of some of the rows, spread over all."""
+
+    there: npt.NDArray[np.bool_]
+    cluster: UInt64Array
+    tier: npt.NDArray[np.uint8]
+    distance: npt.NDArray[np.float32]
+
+
+def _related(
+    rows: npt.NDArray[np.int64],
+    pictures: UInt64Array,
+    phashes: UInt64Array,
+    rank: npt.NDArray[np.int64],
+    config: CurateConfig,
+    outside: Outside,
+) -> _Kin:
+    place = np.empty(len(rows), np.int64)
+    place[np.argsort(rank[rows])] = np.arange(len(rows))
+    vectors = None if outside.embeddings is None else outside.embeddings[rows]
+    found = kinship(
+        pictures[rows],
+        phashes[rows],
+        place,
+        config.near_duplicate_bits,
+        vectors,
+        config.embedding_distance / outside.unit,
+    )
+    count = len(pictures)
+    kin = _Kin(
+        np.zeros(count, bool), np.zeros(count, np.uint64), np.zeros(count, np.uint8), np.full(count, np.nan, np.float32)
+    )
+    kin.there[rows], kin.cluster[rows], kin.tier[rows] = True, found.cluster, found.tier
+    scale = np.where(found.tier == TIERS.index("embedding"), outside.unit, 1.0)
+    kin.distance[rows] = found.distance * scale
+    return kin
+
+
+def _judge_kin(
+    kin: _Kin,
+    verdict: npt.NDArray[np.uint8],
+    tests: tuple[Check, ...],
+    columns: tuple[UInt64Array, UInt64Array, npt.NDArray[np.int64]],
+    config: CurateConfig,
+    outside: Outside,
+) -> tuple[Check, ...]:
+    """Drop what touches an evaluation set, with all its kin, and what a cluster has too much of; in place."""
+    pictures, phashes, rank = columns
+    if outside.evaluation is not None:
+        tests = (*tests, replace(CONTAMINATION, high=config.exclude_bits))
+        near = touching(
+            (pictures, phashes, outside.embeddings),
+            outside.evaluation,
+            config.exclude_bits,
+            config.embedding_distance / outside.unit,
+        )
+        tainted = kin.there & np.isin(kin.cluster, kin.cluster[near & kin.there])
+        verdict[(tainted | near) & (verdict == 0)] = len(tests)
+    if config.max_pairs_per_cluster:
+        tests = (*tests, replace(KIN, high=config.max_pairs_per_cluster))
+        rows = np.flatnonzero(kin.there & (verdict == 0))
+        best = best_of_each([kin.cluster[rows]], rank[rows], config.max_pairs_per_cluster)
+        verdict[rows[~best]] = len(tests)
+    return tests
 
 
 def _verdicts(table: pa.Table, tests: tuple[Check, ...]) -> npt.NDArray[np.uint8]:
@@ -107,19 +239,23 @@ def _verdicts(table: pa.Table, tests: tuple[Check, ...]) -> npt.NDArray[np.uint8
 def _with_splits(
     verdict: npt.NDArray[np.uint8],
     tests: tuple[Check, ...],
-    pictures: npt.NDArray[np.uint64],
-    phashes: npt.NDArray[np.uint64],
+    pictures: UInt64Array,
     held: npt.NDArray[np.bool_],
+    kin: _Kin,
     config: CurateConfig,
 ) -> Selection:
     kept = verdict == 0
-    clusters, split = np.zeros(len(verdict), np.uint64), np.zeros(len(verdict), np.uint8)
-    clusters[kept] = cluster(pictures[kept], phashes[kept], config.near_duplicate_bits)
-    split[kept] = split_of(clusters[kept], config.valid_share, config.test_share, config.seed)
+    split = np.zeros(len(verdict), np.uint8)
+    clusters = kin.cluster[kept]
+    split[kept] = split_of(clusters, config.valid_share, 0.0 if config.folds else config.test_share, config.seed)
+    if config.folds:
+        fold = np.full(len(verdict), -1)
+        fold[kept] = fold_of(clusters, config.folds, config.seed)
+        split[fold == config.fold] = SPLITS.index("test")
     # A picture with several captions is held out when any of them is: else it would be trained on under another name.
     # Look-alikes are not: siblings that differ in one attribute are the very thing composition is measured with.
     split[kept & np.isin(pictures, pictures[kept & held])] = SPLITS.index("heldout")
-    return Selection(verdict, tests, split, clusters)
+    return Selection(verdict, tests, split, kin.cluster, kin.there, kin.tier, kin.distance)
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:

@@ -1,0 +1,140 @@
+"""What curation knows of kin beyond the features: embeddings, excluded evaluation sets, and the cluster table."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.curation.clusters import TIERS
+from dalle_model.curation.contamination import PictureMarks
+from dalle_model.curation.embeddings import EMBEDDINGS, Embedding
+from dalle_model.curation.selection import Selection
+from dalle_model.errors import DataError, UsageError
+from dalle_model.records import CLUSTER
+from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
+from tasks.job import Job, load_ancestor
+from tasks.store import Store
+
+_PICTURES_AT_ONCE = 256
+
+
+def embedding_named(name: str) -> Embedding | None:
+    """The third tier's embedding; None when the config has it off."""
+    return None if name == "none" else EMBEDDINGS[name]()
+
+
+def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArray[Any]:
+    """[pairs, width] of every pair in order, measured once per pairs artifact and kept under its receipts.
+
+    Memory: the array itself, ``width`` numbers per pair.
+    """
+    shared = fingerprint("embeddings", 1, {"digest": embedding.digest}, {"pairs": pairs.fingerprint})
+    shards = pairs.objects_of("pairs")
+    found = job.store.parts(shared)
+    out = np.empty((sum(shard.rows for shard in shards), embedding.width), embedding.dtype)
+    done = 0
+    for number, shard in enumerate(shards):
+        part = found.get(number)
+        if part is None:
+            rows = _embed(job.fetch(shard), embedding)
+            data = io.BytesIO()
+            np.save(data, rows)
+            part = Part(objects=(job.put(data.getvalue(), ext="npy", role="embeddings", rows=len(rows)),))
+            job.store.commit_part(shared, number, part)
+        rows = np.load(io.BytesIO(job.read(part.objects[0])))
+        out[done : done + len(rows)] = rows
+        done += shard.rows
+        job.progress(done, pairs.rows, unit="pairs embedded")
+    return out
+
+
+def _embed(shard: Path, embedding: Embedding) -> npt.NDArray[Any]:
+    with pq.ParquetFile(shard) as file:
+        batches = file.iter_batches(_PICTURES_AT_ONCE, columns=["image"])
+        pieces = [embedding.of(batch["image"].to_pylist()) for batch in batches]
+    return np.concatenate(pieces) if pieces else np.zeros((0, embedding.width), embedding.dtype)
+
+
+def excluded(store: Store, refs: Sequence[str]) -> list[Manifest]:
+    """The artifacts of curate.exclude. RefNotFound, or UsageError when one holds no pairs."""
+    found = [store.resolve(ref) for ref in refs]
+    for ref, manifest in zip(refs, found, strict=True):
+        if manifest.kind not in ("pairs", "curated"):
+            raise UsageError(
+                f"curate.exclude {ref!r} is a {manifest.kind} artifact; name pairs or curated pairs (`dalle ls --kind pairs`)"
+            )
+    return found
+
+
+def marks_of(job: Job, manifest: Manifest, features: list[ObjectRef], embedding: Embedding | None) -> PictureMarks:
+    """Digests, hashes and embeddings of the pairs of an artifact; of a curated one, of the pairs that it kept."""
+    pairs = pairs_of(job.store, manifest)
+    tables = [pq.read_table(job.fetch(obj), columns=["picture", "phash"]) for obj in features]
+    pictures, phashes = (
+        np.concatenate([table[name].to_numpy() for table in tables]) if tables else np.zeros(0, np.uint64)
+        for name in ("picture", "phash")
+    )
+    vectors = None if embedding is None else embeddings_of(job, pairs, embedding)
+    rows = np.arange(len(pictures))
+    if manifest.kind == "curated":
+        first = np.concatenate([[0], np.cumsum([shard.rows for shard in pairs.objects_of("pairs")])])
+        kept = pq.read_table(job.fetch(manifest.object_of("curated")), columns=["shard", "row"])
+        rows = first[kept["shard"].to_numpy()] + kept["row"].to_numpy()
+    return pictures[rows], phashes[rows], None if vectors is None else vectors[rows]
+
+
+def pairs_of(store: Store, manifest: Manifest) -> Manifest:
+    """The pairs behind pairs or curated pairs."""
+    return manifest if manifest.kind == "pairs" else load_ancestor(store, manifest, "pairs")
+
+
+def joined(marks: list[PictureMarks]) -> PictureMarks:
+    """Several sets as one."""
+    vectors = [m[2] for m in marks if m[2] is not None]
+    return (
+        np.concatenate([m[0] for m in marks]),
+        np.concatenate([m[1] for m in marks]),
+        np.concatenate(vectors) if vectors else None,
+    )
+
+
+def cluster_rows(table: pa.Table, selection: Selection, first: int) -> pa.Table:
+    """Rows of ``records.CLUSTER`` of one feature table, whose first row is row ``first`` of the selection."""
+    rows = np.flatnonzero(selection.kin[first : first + table.num_rows])
+    of = first + rows
+    return pa.table(
+        {
+            "id": table["id"].take(pa.array(rows)),
+            "cluster": pa.array([f"{int(c):016x}" for c in selection.clusters[of]], pa.string()),
+            "tier": pa.array(np.array(TIERS)[selection.tier[of]].tolist(), pa.string()),
+            "distance": pa.array(selection.distance[of].astype(np.float64), pa.float64(), from_pandas=True),
+            "survivor": pa.array(selection.verdict[of] == 0),
+        },
+        schema=CLUSTER,
+    )
+
+
+def kin_stats(selection: Selection) -> dict[str, Any]:
+    """Clusters of the kept pairs, and how many pairs each tier joined."""
+    kept = selection.kept
+    names, sizes = np.unique(selection.clusters[kept], return_counts=True)
+    heads = np.bincount(selection.tier[selection.kin], minlength=len(TIERS))
+    return {
+        "clusters": len(names),
+        "largest_cluster": int(sizes.max()),
+        "joined_by": {tier: int(count) for tier, count in zip(TIERS[1:], heads[1:], strict=True)},
+    }
+
+
+def clusters_of(store: Store, curated: Manifest) -> Iterator[pa.Table]:
+    """The cluster table of a curated artifact, a row group at a time. DataError when a release before 0.2 made it."""
+    if not curated.objects_of("clusters"):
+        raise DataError(f"curated {curated.fingerprint[:12]} has no cluster table; curate again with this release")
+    file = pq.ParquetFile(io.BytesIO(store.read(curated.object_of("clusters"))))
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group)
