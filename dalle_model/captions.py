@@ -72,6 +72,13 @@ class CaptionTokenizer:
         """Number of ids, padding included."""
         return int(self._tokenizer.get_vocab_size())
 
+    def spelled_by(self, other: "CaptionTokenizer") -> list[list[int]]:
+        """For each of our ids the ids of ``other`` that spell the same bytes: one where it has the same entry."""
+        symbols = sorted(self._ids, key=self._ids.__getitem__)
+        return [
+            [other._ids[s]] if s in other._ids else [t.id for t in other._tokenizer.model.tokenize(s)] for s in symbols
+        ]
+
     def encode(self, text: str, dropout: float = 0.0, generator: torch.Generator | None = None) -> list[int]:
         """Token ids of a caption, without padding, not cut.
 

@@ -354,6 +354,18 @@ class TrainConfig(Section):
         description="Share of updates trained as [image][text], so that the model also describes pictures and scores captions (mode modern).",
     )
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    objective: Literal["text_to_image", "text"] = Field(
+        "text_to_image",
+        description="text_to_image: captions and pictures. text: captions alone, a GPT; pictures can be learnt later from its weights (`--init-from`).",
+    )
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """What a model trained so can do; stored with its weights."""
+        if self.objective == "text":
+            return ("text",)
+        text = ("text",) if self.text_loss_share else ()
+        return ("text_to_image", *text, *(("image_to_text",) if self.image_first_share and text else ()))
 
 
 class SamplerConfig(Section):

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 
 from dalle_model.attention import Attention, LayerCache, Norm, layer_kinds, rotary_table, sparse_mask
 from dalle_model.config import ModelConfig
-from dalle_model.errors import DataError
+from dalle_model.errors import DataError, UsageError
 from dalle_model.tokenizers.base import ImageTokenizer
 
 PAD = 0
+IMAGE_PARTS = ("image_embed", "image_head", "row_embed", "column_embed", "level_embed", "level_head")
+"""Parameters that only pictures move. ``position_embed`` is shared: its first L + 1 rows belong to start and text."""
 
 
 class DalleShape(BaseModel):
@@ -153,6 +155,7 @@ class Dalle(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
+        self.directions: tuple[str, ...] = ()
         dim, num_prefix = config.dim, shape.max_text_tokens + 1
         modern = config.mode == "modern"
         self.start_embed = nn.Parameter(torch.randn(2, dim) * 0.02)  # text first, image first
@@ -195,6 +198,20 @@ class Dalle(nn.Module):
     def num_parameters(self) -> int:
         """Number of trained values."""
         return sum(p.numel() for p in self.parameters())
+
+    def require(self, direction: str) -> None:
+        """UsageError when it is known what the model was trained for and ``direction`` is not part of it.
+
+        ``directions`` holds text_to_image, image_to_text and text, as ``TrainConfig.directions``; empty = not known.
+        """
+        if self.directions and direction not in self.directions:
+            remedy = {
+                "text_to_image": "train it on pictures too: `dalle fit TOKENS --init-from REF`",
+                "image_to_text": "train with train.image_first_share above 0",
+                "text": "train with train.text_loss_share above 0",
+            }[direction]
+            known = " and ".join(d.replace("_", " ") for d in self.directions)
+            raise UsageError(f"this model was trained for {known}, not for {direction.replace('_', ' ')}; {remedy}")
 
     def _layers(self) -> list[tuple[Block, Tensor | None]]:
         """Each block with the positions its attention may see; None = all before."""
@@ -328,7 +345,11 @@ def build_dalle(config: ModelConfig, shape: DalleShape, generator: torch.Generat
 def dalle_to_bytes(model: Dalle) -> tuple[bytes, bytes]:
     """(weights as safetensors, config as JSON)."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    config = {"model": model.config.model_dump(mode="json"), "shape": model.shape.model_dump(mode="json")}
+    config = {
+        "model": model.config.model_dump(mode="json"),
+        "shape": model.shape.model_dump(mode="json"),
+        "directions": list(model.directions),
+    }
     return save_tensors(tensors), json.dumps(config, sort_keys=True, indent=1).encode()
 
 
@@ -336,6 +357,7 @@ def dalle_from_bytes(weights: bytes, config: bytes) -> Dalle:
     """The inverse of ``dalle_to_bytes``, in eval mode. DataError when weights and config do not fit each other."""
     parsed = json.loads(config)
     model = Dalle(ModelConfig(**parsed["model"]), DalleShape(**parsed["shape"]))
+    model.directions = tuple(parsed.get("directions", ()))
     try:
         model.load_state_dict(load_tensors(weights))
     except RuntimeError as error:

@@ -32,6 +32,7 @@ def describe(
     The most probable token each time, or drawn by ``sampler`` with the noise of ``keys``, one per row.
     UsageError when the sampler draws and keys are missing.
     """
+    model.require("image_to_text")
     _check_keys(len(image), sampler, keys)
     model.to(runtime.device).eval()
     made = []
@@ -59,6 +60,7 @@ def continue_captions(
 
     An empty beginning is allowed. DataError when one leaves no place to go on, UsageError as ``describe``.
     """
+    model.require("text")
     length = model.shape.max_text_tokens
     longest = max((len(p) for p in prompts), default=0)
     if longest >= length:
@@ -119,6 +121,7 @@ def score_captions(model: Dalle, text: Tensor, image: Tensor | None, runtime: Ru
 
     Without an image: ln p(caption) of the text alone. The end of the caption counts as one of its tokens.
     """
+    model.require("text" if image is None else "image_to_text")
     model.to(runtime.device).eval()
     made = []
     for start in range(0, len(text), _ROWS):

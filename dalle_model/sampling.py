@@ -101,6 +101,7 @@ def draw(
     batch_size: pictures per forward pass; short batches are filled up. progress: called with (done, total).
     Raises DataError when a prompt is longer than the model's text.
     """
+    model.require("text_to_image")
     longest = max((len(r.prompt_ids) for r in requests), default=0)
     limit = model.shape.max_text_tokens
     if longest > limit:

@@ -131,6 +131,9 @@ def encode(
 @app.command()
 def fit(
     tokens: Ref,
+    init_from: Annotated[
+        str, typer.Option("--init-from", metavar="REF", help="Start from the weights of this model, and its shape.")
+    ] = "",
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -139,8 +142,17 @@ def fit(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train the **transformer** on tokens."""
-    run_one("fit", {"tokens": tokens}, sets or [], store, preset, device, deadline, as_json, debug)
+    """Train the **transformer** on tokens; with `--init-from` fine-tune a model on them.
+
+    `--set train.objective=text` trains a GPT on the captions alone.
+    """
+    refs = {"tokens": tokens}
+    if init_from:
+        from flows import commands
+
+        refs["model"] = init_from
+        sets = [*commands.model_sets(settings_of(store, device, deadline), init_from), *(sets or [])]
+    run_one("fit", refs, sets or [], store, preset, device, deadline, as_json, debug)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What the running commands do: choose the config, run through Prefect or plainly, collect what to show."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,8 +67,8 @@ def run_stage(
     stage = STAGES[name]
     section = getattr(config, {"fit-tokenizer": "tokenizer"}.get(name, name))
     inputs: dict[str, ArtifactRef] = {}
-    for (input_name, ref), kind in zip(refs.items(), stage.inputs, strict=True):
-        inputs[input_name] = latest(settings, kind) if ref == "latest" else input_ref(settings, ref, kind)
+    for kind, ref in refs.items():  # an input is named by its kind
+        inputs[kind] = latest(settings, kind) if ref == "latest" else input_ref(settings, ref, kind)
     if api_is_configured():
         prepare_environment(debug=debug)
         from flows.catalog import FLOWS
@@ -78,6 +79,15 @@ def run_stage(
     else:
         result = here(stage)(section, settings, **inputs)
     return _summary({name: result}, settings, out, started)
+
+
+def model_sets(settings: Settings, ref: str) -> list[str]:
+    """The architecture of a model artifact as assignments, so that training that starts from it needs no other."""
+    store = open_store(settings)
+    found = latest(settings, "model") if ref == "latest" else input_ref(settings, ref, "model")
+    manifest = store.find(found.step, found.fingerprint)
+    model = manifest.config["config"]["model"] if manifest is not None else {}
+    return [f"model.{name}={json.dumps(value)}" for name, value in model.items()]
 
 
 def latest(settings: Settings, kind: str) -> ArtifactRef:

@@ -22,13 +22,15 @@ def fit_tokenizer(curated: str, config: TokenizerConfig = TokenizerConfig(), sto
 
 
 @flow(name="fit")
-def fit(tokens: str, config: FitConfig = FitConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
-    """Train the text-to-image transformer.
+def fit(tokens: str, config: FitConfig = FitConfig(), store: str = "", model: str = "") -> StepResult:  # noqa: B008 - frozen
+    """Train the text-to-image transformer, from the start or from the weights of a model.
 
     Args:
         tokens: Reference of the token shards.
         config: Architecture, optimiser, and the sampler that is stored with the model.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
+        model: Reference of a model whose weights to start from; `config.model` must have its shape. Empty = fresh weights.
     """
     s = settings_for(store)
-    return prefect_tasks.fit(config, s, tokens=input_ref(s, tokens, "tokens"))
+    start = {"model": input_ref(s, model, "model")} if model else {}
+    return prefect_tasks.fit(config, s, tokens=input_ref(s, tokens, "tokens"), **start)

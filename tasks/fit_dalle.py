@@ -11,11 +11,13 @@ import torch
 
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import FitConfig
-from dalle_model.dalle import Dalle, DalleShape, build_dalle, dalle_to_bytes
+from dalle_model.dalle import Dalle, DalleShape, build_dalle, dalle_from_bytes, dalle_to_bytes
 from dalle_model.errors import DataError
-from dalle_model.objectives import BpeDropout, DalleObjective, validation_losses
+from dalle_model.objectives import BpeDropout, validation_losses
 from dalle_model.runtime import Runtime
+from dalle_model.text_objective import text_loss, transformer_objective
 from dalle_model.token_batches import TokenRows, pad_text
+from dalle_model.warm_start import start_from
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.job import Job, Outcome, load_ancestor
 from tasks.training import curve_object, train, training_runtime
@@ -73,9 +75,12 @@ def work(job: Job) -> Outcome:
         )
     with training_runtime(job, config.train.optim.seed) as runtime:
         model = build_dalle(config.model, shape, runtime.generator(_INIT))
+        model.directions = config.train.directions
         words = CaptionTokenizer.from_json(job.read(tokens.object_of("bpe")))
+        if "model" in job.inputs:
+            _start_from(job, model, words, tokens)
         dropout = BpeDropout(words, captions, config.train.bpe_dropout, runtime)
-        objective = DalleObjective(model, rows, config.train, runtime, dropout)
+        objective = transformer_objective(model, rows, config.train, runtime, dropout)
         result = train(job, objective, config.train.optim, runtime, data=tokens.fingerprint)
         if runtime.rank != 0:
             return Outcome((), 0, {})
@@ -96,7 +101,8 @@ def work(job: Job) -> Outcome:
         "trained_on": len(rows.image),
         "final_loss": result.curve[-1]["loss"],
     }
-    stats["references"] = {"nothing learnt (ln K)": math.log(shape.image_vocab)}
+    vocabulary = shape.text_vocab if config.train.objective == "text" else shape.image_vocab
+    stats["references"] = {"nothing learnt (ln K)": math.log(vocabulary)}
     stats |= _losses(job, model, tokens, runtime)
     facts = {
         "rows_per_s": result.rows_per_s,
@@ -104,6 +110,27 @@ def work(job: Job) -> Outcome:
         "micro_batch_size": result.micro_batch_size,
     }
     return Outcome(objects, len(rows.image), stats, facts)
+
+
+def _start_from(job: Job, model: Dalle, words: CaptionTokenizer, tokens: Manifest) -> None:
+    """Replace the fresh weights by those of the given model. DataError when its image codes mean something else."""
+    given = job.inputs["model"]
+    source = dalle_from_bytes(*(job.read(given.object_of(role)) for role in ("weights", "config")))
+    theirs = given.object_of("tokenizer.weights").sha256
+    if (
+        source.directions != ("text",)
+        and theirs != load_ancestor(job.store, tokens, "tokenizer").object_of("weights").sha256
+    ):
+        tokenizer = load_ancestor(job.store, load_ancestor(job.store, given, "tokens"), "tokenizer").fingerprint
+        raise DataError(
+            f"the tokens were made by another image tokenizer than model {given.fingerprint[:12]} was trained with; "
+            f"encode with its own: `dalle encode CURATED --tokenizer {tokenizer[:12]}`"
+        )
+    start = start_from(model, source, words, CaptionTokenizer.from_json(job.read(given.object_of("bpe"))))
+    job.log(
+        f"starts from model {given.fingerprint[:12]}: {start.known_tokens} of its text tokens are known, "
+        f"{start.spelled_tokens} are spelled by them; fresh: {', '.join(start.fresh) or 'nothing'}"
+    )
 
 
 def _same(manifest: Manifest, role: str, name: str) -> ObjectRef:
@@ -118,7 +145,9 @@ def _losses(job: Job, model: Dalle, tokens: Manifest, runtime: Runtime) -> dict[
     out: dict[str, float] = {}
     for split in ("train", "valid", "heldout"):
         rows, _, _, _ = read_tokens(job, tokens, split)
-        if len(rows.image):
+        if len(rows.image) and model.directions == ("text",):
+            out[f"loss_text_{split}"] = text_loss(model, rows, runtime, limit=512)
+        elif len(rows.image):
             text, image = validation_losses(model, rows, runtime, limit=512)
             out |= {f"loss_text_{split}": text, f"loss_image_{split}": image}
     return out

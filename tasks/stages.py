@@ -49,12 +49,13 @@ ENCODE = Stage(
 )
 FIT = Stage(
     name="fit",
-    version=1,
+    version=2,
     kind="model",
     config=FitConfig,
     inputs=("tokens",),
     work="tasks.fit_dalle:work",
     distributed=True,
+    optional=("model",),
 )
 EVALUATE = Stage(
     name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"

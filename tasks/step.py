@@ -29,7 +29,8 @@ class Stage:
     """The constant facts of one stage of the chain.
 
     version: raised by hand when the meaning of the output changes; it is part of every fingerprint.
-    kind: of the artifact it makes. inputs: names of the artifacts it reads. work: dotted path of its work function.
+    kind: of the artifact it makes. inputs: names of the artifacts it reads, which are their kinds. optional: those it
+    can do without, named likewise; one that is given counts in the fingerprint. work: dotted path of its work function.
     identity: dotted path of an Identity, for stages that read something outside the store (a source, a prompt file):
     its content must count.
     distributed: whether it may run on several ranks.
@@ -43,6 +44,7 @@ class Stage:
     work: str
     identity: str = ""
     distributed: bool = False
+    optional: tuple[str, ...] = ()
 
 
 class StepResult(BaseModel):
@@ -119,7 +121,7 @@ def input_ref(settings: Settings, ref: str, kind: str) -> ArtifactRef:
 
 def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings) -> Plan:
     """Compute the fingerprint. Raises UsageError when the inputs are not those that the stage reads."""
-    if set(inputs) != set(stage.inputs):
+    if not set(stage.inputs) <= set(inputs) <= {*stage.inputs, *stage.optional}:
         raise UsageError(
             f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}"
         )
@@ -219,7 +221,7 @@ def _spec(planned: Plan, settings: Settings, decision: str) -> JobSpec:
         kind=stage.kind,
         config=planned.config.model_dump(mode="json"),
         recorded_config={"config": planned.recorded_config, "outside": planned.outside},
-        inputs=tuple((name, planned.inputs[name]) for name in stage.inputs),
+        inputs=tuple((n, planned.inputs[n]) for n in (*stage.inputs, *stage.optional) if n in planned.inputs),
         fingerprint=planned.fingerprint,
         decision=decision,
         settings=settings.model_dump(mode="json"),
