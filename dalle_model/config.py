@@ -438,6 +438,9 @@ class GenerateConfig(Section):
     sampler: SamplerConfig | None = Field(
         None, description="None: as stored with the model. Sampler: with these settings."
     )
+    format: Literal["png", "webp"] = Field(
+        "png", description="Encoding of the pictures, both lossless and both with their origin inside; webp is smaller."
+    )
 
 
 class PipelineConfig(Section):

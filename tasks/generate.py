@@ -1,10 +1,11 @@
 """Stage generate: a list of prompts to pictures, a gallery, and a row of provenance for each."""
 
+import html
 import importlib.metadata
 import io
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -23,20 +24,12 @@ from tasks.artifacts import Part
 from tasks.drawing import Painter, load_painter
 from tasks.job import Job, Outcome
 from tasks.pages import gallery_html
-from tasks.prompts import Prompt, all_prompts
+from tasks.prompts import all_prompts
 from tasks.settings import Settings
+from tasks.work_items import Item, Piece, items_of, pieces
 
 _ON_SHEET = 96
 _IN_GALLERY = 4000  # pictures; the page is one file
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture to make."""
-
-    prompt: Prompt
-    seed: int
-    index: int
 
 
 def identity(config: GenerateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
@@ -51,44 +44,51 @@ def work(job: Job) -> Outcome:
     prompts, digest = all_prompts(config, job.settings)
     if digest != job.spec.recorded_config["outside"].get("prompts", ""):
         raise DataError(f"the prompt file {config.prompts_uri} changed since this run began; start again")
-    items = _items(prompts, config)
     painter = load_painter(job, job.inputs["model"], config.sampler, config.seed)
-    done = job.parts()
-    starts = range(0, len(items), config.rows_per_shard)
-    for n, start in enumerate(starts):
-        shard = items[start : start + config.rows_per_shard]
-        if n not in done:
-            done[n] = _draw_shard(job, painter, shard, start, len(items))
-            job.commit_part(n, done[n])
-        job.progress(start + len(shard), len(items), "pictures")
-    objects = [o for n in range(len(starts)) for o in done[n].objects]
+    about = {"sampler": painter.sampler.model_dump(mode="json"), "format": config.format}
+    cut = pieces(items_of(prompts, config), config.rows_per_shard, about, painter.fingerprint)
+    parts = _drawn(job, painter, cut)
+    objects = [o for piece in cut for o in parts[piece.key].objects]
     rows = [row for o in objects for row in pq.read_table(job.fetch(o), columns=_SHOWN).to_pylist()][:_IN_GALLERY]
     gallery = gallery_html(rows, title="Generated pictures", facts=_facts(painter, config), tile_px=config.upscale_px)
     objects.append(job.put(gallery, ext="html", role="gallery"))
     objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
-    drawn = sum(n_part.stats["drawn"] for n_part in done.values())
-    stats = {
-        "prompts": len(prompts),
-        "drawn": drawn,
-        "refused": len(items) - drawn,
-        "cut": sum(p.stats["cut"] for p in done.values()),
-    }
-    return Outcome(tuple(objects), len(items), stats)
+    total, drawn, shortened = (sum(p.stats[name] for p in parts.values()) for name in ("pictures", "drawn", "cut"))
+    stats = {"prompts": len(prompts), "drawn": drawn, "refused": total - drawn, "cut": shortened}
+    return Outcome(tuple(objects), total, stats)
+
+
+def _drawn(job: Job, painter: Painter, cut: Sequence[Piece]) -> dict[str, Part]:
+    """The receipt of every piece; those that no run has drawn yet are drawn now."""
+    found = {piece.key: part for piece in cut if (part := _receipt(job, piece)) is not None}
+    total = sum(len(piece.items) for piece in cut)
+    missing = [piece for piece in cut if piece.key not in found]
+    # Two runs over the same prompts that both began at the first would draw everything twice, side by side. Each
+    # begins somewhere and looks before it draws; where it began is not seen in what it makes.
+    first = random.SystemRandom().randrange(len(missing)) if missing else 0
+    done = total - sum(len(piece.items) for piece in missing)
+    for piece in missing[first:] + missing[:first]:
+        part = _receipt(job, piece)
+        if part is None:
+            part = _draw_piece(job, painter, piece.items, done, total)
+            job.commit_part(0, part, piece.key)
+        found[piece.key] = part
+        done += len(piece.items)
+        job.progress(done, total, "pictures")
+    job.progress(total, total, "pictures")
+    return found
+
+
+def _receipt(job: Job, piece: Piece) -> Part | None:
+    part = job.store.parts(piece.key).get(0)
+    return None if part is None or job.store.missing(part.objects) else part
 
 
 _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 
 
-def _items(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Item]:
-    return [
-        Item(p, config.seed if p.seed is None else p.seed, i)
-        for p in prompts
-        for i in range(config.n if p.n is None else p.n)
-    ]
-
-
-def _draw_shard(job: Job, painter: Painter, items: Sequence[Item], before: int, total: int) -> Part:
-    """Rows of one shard in order: drawn pictures, and refused prompts with their reason."""
+def _draw_piece(job: Job, painter: Painter, items: Sequence[Item], before: int, total: int) -> Part:
+    """Rows of one piece in order: drawn pictures, and refused prompts with their reason."""
     config: GenerateConfig = job.config
     good = [i for i, item in enumerate(items) if item.prompt.text]
     requests = [painter.request(items[i].prompt.text, items[i].seed, items[i].index) for i in good]
@@ -100,7 +100,11 @@ def _draw_shard(job: Job, painter: Painter, items: Sequence[Item], before: int, 
     for i, item in enumerate(items):
         row = _row(painter, item)
         if i in at:
-            row |= {"status": "drawn", "image_tokens": tokens[at[i]].tolist(), "image": _png(pictures[at[i]], row)}
+            row |= {
+                "status": "drawn",
+                "image_tokens": tokens[at[i]].tolist(),
+                "image": _encoded(pictures[at[i]], row, config.format),
+            }
             row["reason"] = f"cut to {painter.max_text_tokens} tokens" if i in cut else ""
         else:
             row |= {"status": "refused", "reason": "empty prompt", "image_tokens": [], "image": b""}
@@ -108,7 +112,7 @@ def _draw_shard(job: Job, painter: Painter, items: Sequence[Item], before: int, 
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=GENERATION), out, compression="zstd")
     obj = job.put(out.getvalue(), ext="parquet", role="generations", rows=len(rows))
-    return Part(objects=(obj,), stats={"drawn": len(good), "cut": len(cut)})
+    return Part(objects=(obj,), stats={"pictures": len(items), "drawn": len(good), "cut": len(cut)})
 
 
 def _row(painter: Painter, item: Item) -> dict[str, Any]:
@@ -124,16 +128,34 @@ def _row(painter: Painter, item: Item) -> dict[str, Any]:
     }
 
 
-def _png(image: np.ndarray, row: dict[str, Any]) -> bytes:  # type: ignore[type-arg]
-    """A PNG that says what it is: AI-generated, by which model, from which prompt and seed."""
+def _encoded(image: np.ndarray, row: dict[str, Any], kind: str) -> bytes:  # type: ignore[type-arg]
+    """A PNG or lossless WebP that says what it is: AI-generated, by which model, from which prompt and seed.
+
+    PNG says it in text chunks, WebP in an XMP packet; ``AI generated`` is also IPTC's term for such pictures.
+    """
+    about = {k: row[k] for k in ("model", "prompt_sha256", "seed", "index", "sampler", "code_version")}
+    out = io.BytesIO()
+    if kind == "webp":
+        Image.fromarray(image).save(out, "WEBP", lossless=True, method=4, xmp=_xmp(about))
+        return out.getvalue()
     info = PngInfo()
     info.add_itxt("Software", "dalle-prefect")
     info.add_itxt("Comment", "AI generated")
-    about = {k: row[k] for k in ("model", "prompt_sha256", "seed", "index", "sampler", "code_version")}
     info.add_itxt("dalle-prefect", json.dumps(about, sort_keys=True))
-    out = io.BytesIO()
     Image.fromarray(image).save(out, "PNG", pnginfo=info)
     return out.getvalue()
+
+
+def _xmp(about: dict[str, Any]) -> bytes:
+    said = html.escape(json.dumps(about, sort_keys=True))
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmp:CreatorTool="dalle-prefect" '
+        'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">'
+        f"<dc:description>AI generated</dc:description><dc:source>{said}</dc:source>"
+        "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
 
 
 def _facts(painter: Painter, config: GenerateConfig) -> dict[str, str]:

@@ -164,10 +164,13 @@ class Job:
         """Receipts of the pieces that earlier runs finished."""
         return self.store.parts(self.fingerprint)
 
-    def commit_part(self, n: int, part: Part) -> None:
-        """Record that piece ``n`` is finished; its objects must be in the store."""
+    def commit_part(self, n: int, part: Part, fingerprint: str = "") -> None:
+        """Record that piece ``n`` is finished; its objects must be in the store.
+
+        fingerprint: what the receipt hangs on, for pieces that other artifacts share; empty = this step's own.
+        """
         fault_point("part.before_receipt")
-        self.store.commit_part(self.fingerprint, n, part)
+        self.store.commit_part(fingerprint or self.fingerprint, n, part)
         fault_point("part.after_receipt")
         self.check_stop()
 

@@ -24,12 +24,16 @@ _MAX_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw. ``n`` and ``seed`` None = as the config says; ``tags`` are for finding pictures again."""
+    """What to draw. ``n`` and ``seed`` None = as the config says; ``tags`` are for finding pictures again.
+
+    ``negative``: what to steer away from, read in place of the empty caption by guidance.
+    """
 
     text: str
     n: int | None = None
     seed: int | None = None
     tags: tuple[str, ...] = ()
+    negative: str = ""
 
 
 def read_uri(uri: str, settings: Settings) -> bytes:
