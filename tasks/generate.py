@@ -90,11 +90,11 @@ _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 def _draw_piece(job: Job, painter: Painter, items: Sequence[Item], before: int, total: int) -> Part:
     """Rows of one piece in order: drawn pictures, and refused prompts with their reason."""
     config: GenerateConfig = job.config
-    good = [i for i, item in enumerate(items) if item.prompt.text]
-    requests = [painter.request(items[i].prompt.text, items[i].seed, items[i].index) for i in good]
+    good = [i for i, item in enumerate(items) if item.prompt]
+    requests = [painter.request(items[i].prompt, items[i].seed, items[i].index) for i in good]
     tokens = painter.tokens(requests, config.batch_size, lambda done, _: job.progress(before + done, total, "pictures"))
     pictures = to_uint8(painter.pictures(tokens)) if good else np.empty((0, 8, 8, 3), np.uint8)
-    cut = {i for i in good if len(painter.words.encode(items[i].prompt.text)) > painter.max_text_tokens}
+    cut = {i for i in good if len(painter.words.encode(items[i].prompt)) > painter.max_text_tokens}
     rows = []
     at = dict(zip(good, range(len(good)), strict=True))
     for i, item in enumerate(items):
@@ -117,11 +117,11 @@ def _draw_piece(job: Job, painter: Painter, items: Sequence[Item], before: int, 
 
 def _row(painter: Painter, item: Item) -> dict[str, Any]:
     return {
-        "prompt": item.prompt.text,
-        "prompt_sha256": sha256(item.prompt.text.encode()).hexdigest(),
+        "prompt": item.prompt,
+        "prompt_sha256": sha256(item.prompt.encode()).hexdigest(),
         "index": item.index,
         "seed": item.seed,
-        "tags": ",".join(item.prompt.tags),
+        "tags": ",".join(item.tags),
         "model": painter.fingerprint,
         "sampler": canonical_json(painter.sampler.model_dump(mode="json")).decode(),
         "code_version": importlib.metadata.version("dalle-prefect"),

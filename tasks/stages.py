@@ -62,7 +62,7 @@ EVALUATE = Stage(
 )
 GENERATE = Stage(
     name="generate",
-    version=1,
+    version=2,
     kind="generations",
     config=GenerateConfig,
     inputs=("model",),

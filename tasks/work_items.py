@@ -21,9 +21,11 @@ PIECE_VERSION = 1  # raised when the same piece would be drawn or stored differe
 class Item:
     """One picture to make."""
 
-    prompt: Prompt
+    prompt: str
     seed: int
     index: int
+    negative: str = ""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,15 @@ class Piece:
 
 
 def items_of(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Item]:
-    """Every picture of a prompt list, prompt by prompt."""
-    return [
-        Item(p, config.seed if p.seed is None else p.seed, i)
-        for p in prompts
-        for i in range(config.n if p.n is None else p.n)
-    ]
+    """Every picture of a prompt list, prompt by prompt. One that several rows ask for is made once, with all their tags."""
+    found: dict[tuple[str, str, int, int], Item] = {}
+    for p in prompts:
+        seed = config.seed if p.seed is None else p.seed
+        for index in range(config.n if p.n is None else p.n):
+            key = (p.text, p.negative, seed, index)
+            before = found[key].tags if key in found else ()
+            found[key] = Item(p.text, seed, index, p.negative, tuple(dict.fromkeys((*before, *p.tags))))
+    return list(found.values())
 
 
 def pieces(items: Sequence[Item], rows: int, about: Mapping[str, Any], model: str) -> list[Piece]:
@@ -60,7 +65,7 @@ def _cut(items: Sequence[Item], rows: int) -> Iterator[tuple[Item, ...]]:
     piece: list[Item] = []
     for at, item in enumerate(items):
         piece.append(item)
-        last_of_prompt = at + 1 == len(items) or items[at + 1].prompt is not item.prompt
+        last_of_prompt = at + 1 == len(items) or (items[at + 1].prompt, items[at + 1].seed) != (item.prompt, item.seed)
         if len(piece) >= rows or (last_of_prompt and _is_border(item, rows)):
             yield tuple(piece)
             piece = []
@@ -69,10 +74,10 @@ def _cut(items: Sequence[Item], rows: int) -> Iterator[tuple[Item, ...]]:
 
 
 def _is_border(item: Item, rows: int) -> bool:
-    digest = hashlib.sha256(f"{item.prompt.text}\0{item.seed}".encode()).digest()
+    digest = hashlib.sha256(f"{item.prompt}\0{item.seed}".encode()).digest()
     pictures = item.index + 1  # of this prompt: its last index
     return int.from_bytes(digest[:8], "big") % max(rows, 1) < 2 * pictures
 
 
 def _named(items: Sequence[Item]) -> list[list[Any]]:
-    return [[i.prompt.text, i.prompt.negative, i.seed, i.index, list(i.prompt.tags)] for i in items]
+    return [[i.prompt, i.negative, i.seed, i.index, list(i.tags)] for i in items]

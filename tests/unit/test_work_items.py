@@ -8,7 +8,9 @@ from tasks.prompts import Prompt
 from tasks.work_items import Piece, items_of, pieces
 
 _PROMPTS = st.lists(
-    st.builds(Prompt, st.text("abc", min_size=1, max_size=4), st.sampled_from([None, 1, 5]), st.sampled_from([None, 7])),
+    st.builds(
+        Prompt, st.text("abc", min_size=1, max_size=4), st.sampled_from([None, 1, 5]), st.sampled_from([None, 7])
+    ),
     min_size=1,
     max_size=60,
     unique=True,
@@ -26,6 +28,17 @@ def test_every_picture_is_in_one_piece_in_order(prompts: list[Prompt], rows: int
     assert [i for piece in cut for i in piece.items] == items_of(prompts, GenerateConfig(n=3))
     assert all(1 <= len(piece.items) <= rows for piece in cut)
     assert len({piece.key for piece in cut}) == len(cut)
+    made = [(i.prompt, i.negative, i.seed, i.index) for piece in cut for i in piece.items]
+    assert len(set(made)) == len(made)
+
+
+def test_a_picture_that_two_rows_ask_for_is_made_once_and_found_under_the_tags_of_both() -> None:
+    rows = [Prompt("a", n=2, tags=("x",)), Prompt("b", n=1), Prompt("a", n=1, tags=("y", "x"))]
+    assert [(i.prompt, i.index, i.tags) for i in items_of(rows, GenerateConfig())] == [
+        ("a", 0, ("x", "y")),
+        ("a", 1, ("x",)),
+        ("b", 0, ()),
+    ]
 
 
 def test_one_more_prompt_anywhere_leaves_all_but_a_few_pieces_as_they_were() -> None:
