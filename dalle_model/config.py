@@ -247,6 +247,41 @@ class TokenizerConfig(Section):
     optim: OptimConfig = Field(
         default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=1e-4, batch_size=64)
     )
+    loss: Literal["l1_l2", "logit_laplace"] = Field(
+        "l1_l2",
+        description="fsq, vq: absolute and squared error mixed by l1_share, or the paper's logit-Laplace likelihood. The dvae always has the latter.",
+    )
+    perceptual_weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="fsq, vq: weight of the distance between features of picture and reconstruction, 0 = off (VQGAN: 1).",
+    )
+    perceptual_file: str = Field(
+        "",
+        description="Weights of a VGG-16, with or without LPIPS heads, as safetensors; empty = fixed random features, which need no file.",
+    )
+    perceptual_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of perceptual_file; another file is refused."
+    )
+    adversarial_weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="fsq, vq: weight of the patch critic on top of the adaptive one, 0 = no critic (VQGAN: 0.8).",
+    )
+    adversarial_start: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of the updates before the critic begins: it must not judge what is not yet a picture.",
+    )
+    critic_width: int = Field(64, ge=4, le=512, description="Channels of the critic's first layer (VQGAN: 64).")
+    critic_lr: float = Field(2e-4, gt=0, le=1, description="Peak step size of the critic's AdamW.")
+    augment: Literal["none", "paper"] = Field(
+        "none",
+        description="paper: random size, random crop and random flip of the training pictures (recipe 1A). A flip changes what text, flags and arrows mean.",
+    )
 
     @property
     def vocab_size(self) -> int:
@@ -273,6 +308,16 @@ class TokenizerConfig(Section):
             raise ValueError(f"the vocabulary has {self.vocab_size} codes; tokens are uint16, so at most 65536")
         if min(self.fsq_levels, default=2) < 2:
             raise ValueError(f"fsq_levels {self.fsq_levels}: each needs at least 2 levels")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_terms(self) -> Self:
+        if self.kind == "dvae" and (self.perceptual_weight or self.adversarial_weight):
+            raise ValueError(
+                "kind dvae is trained with the paper's loss alone; set perceptual_weight and adversarial_weight to 0, or take fsq or vq"
+            )
+        if self.perceptual_file and not self.perceptual_sha256:
+            raise ValueError("perceptual_file needs perceptual_sha256, as sha256sum prints it: its content must count")
         return self
 
 
@@ -390,6 +435,41 @@ class FitConfig(Section):
     def _directions(self) -> Self:
         if self.model.mode == "paper" and self.train.image_first_share:
             raise ValueError("image_first_share above 0 needs model.mode modern: the paper's masks read text first")
+        return self
+
+
+class GeneratorConfig(Section):
+    """A generator that reads no prompt, beside the transformer for comparison: a Gaussian VAE or a DCGAN."""
+
+    kind: Literal["vae", "gan"] = Field(
+        "vae",
+        description="vae: variational autoencoder with a Gaussian latent (Kingma and Welling 2013). gan: DCGAN (Radford et al. 2015).",
+    )
+    image_px: int = Field(64, ge=8, le=512, description="Side of the square pictures, px.")
+    latent_dim: int = Field(128, ge=1, le=4096, description="Numbers from which a picture is made (DCGAN: 100).")
+    width: int = Field(64, ge=4, le=1024, description="Channels at the finest resolution, doubled at each halving.")
+    downsampling: int = Field(
+        8, ge=2, le=64, description="vae: pixels along a side of the coarsest cell; a power of two."
+    )
+    blocks_per_group: int = Field(1, ge=1, le=8, description="vae: residual blocks per resolution of the encoder.")
+    decoder_blocks: int = Field(
+        0, ge=0, le=16, description="vae: residual blocks per resolution of the decoder, 0 = as blocks_per_group."
+    )
+    loss: Literal["l1_l2", "logit_laplace"] = Field(
+        "logit_laplace", description="vae: the likelihood. Only with logit_laplace and kl_weight 1 is the loss a bound."
+    )
+    kl_weight: float = Field(1.0, ge=0, le=1000, description="vae: weight of the KL term; 1 = the evidence bound.")
+    critic_lr: float = Field(2e-4, gt=0, le=1, description="gan: peak step size of the critic.")
+    optim: OptimConfig = Field(default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=0.0, batch_size=64))
+
+    @model_validator(mode="after")
+    def _generator_sizes(self) -> Self:
+        if self.kind == "gan" and (self.image_px < 16 or self.image_px & (self.image_px - 1)):
+            raise ValueError(f"kind gan doubles 4 px up to image_px {self.image_px}: take 16, 32, 64, 128, 256 or 512")
+        if self.downsampling & (self.downsampling - 1) or self.image_px % self.downsampling:
+            raise ValueError(
+                f"downsampling {self.downsampling} must be a power of two that divides image_px {self.image_px}"
+            )
         return self
 
 

@@ -4,29 +4,23 @@ The loss of a part of a batch is already divided by the size of the whole batch 
 neither the micro-batch size nor the number of ranks changes the sum.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dalle_model.captions import CaptionTokenizer
-from dalle_model.config import OptimConfig, TokenizerConfig, TrainConfig
+from dalle_model.config import OptimConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
-from dalle_model.tokenizers.base import ImageTokenizer, to_unit
-from dalle_model.tokenizers.dvae import DvaeTokenizer, dvae_loss, gumbel_noise, kl_weight, map_pixels, temperature
-from dalle_model.tokenizers.fsq import FsqTokenizer
-from dalle_model.tokenizers.vq import VqTokenizer
 
-_DROP, _NOISE, _MERGES = 0xD309, 0x6015E, 0xB9E  # stream numbers under Runtime.seed
+_DROP, _MERGES = 0xD309, 0xB9E  # stream numbers under Runtime.seed
 
 Batch = dict[str, Tensor]
 """Named tensors with the rank's rows in axis 0; a zero-dimensional tensor belongs to the whole batch."""
@@ -41,9 +35,17 @@ class Loss:
 
 
 class Objective(ABC):
-    """A network, its data, and the loss of one on the other."""
+    """A network, its data, and the loss of one on the other.
+
+    critic: a second network that judges the first and learns beside it, None = none; updates of it begin at step
+    ``critic_from`` with ``critic_optim`` (None = as the network). While the network is updated, the critic takes no
+    gradient.
+    """
 
     network: nn.Module
+    critic: nn.Module | None = None
+    critic_optim: OptimConfig | None = None
+    critic_from: int = 0
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
@@ -52,6 +54,10 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Loss of the rows in ``batch``, a part of what ``batch(step)`` gave. ``network`` may be wrapped."""
+
+    def critic_loss(self, critic: nn.Module, batch: Batch, step: int) -> Loss:
+        """What the critic lowers, on the same rows. ``critic`` may be wrapped. Needed where there is a critic."""
+        raise NotImplementedError
 
     def schedule(self, step: int) -> dict[str, float]:
         """Values that move with the step, for the curve."""
@@ -204,93 +210,3 @@ def validation_losses(
         num_text += float(targets.sum())
         num_image += image.numel()
     return text_sum / max(num_text, 1), image_sum / max(num_image, 1)
-
-
-class _PictureObjective(Objective):
-    """Pictures as uint8 [R, 3, H, W] in memory (or a memory map), in the order of ``RowOrder``."""
-
-    def __init__(self, pictures: NDArray[np.uint8], optim: OptimConfig, runtime: Runtime) -> None:
-        self._pictures = pictures
-        self._runtime = runtime
-        self._batch_size = optim.batch_size
-        self._order = RowOrder(len(pictures), optim.batch_size, runtime)
-
-    def batch(self, step: int) -> Batch:
-        """images uint8 [b, 3, H, W], and each row's place in the whole batch."""
-        mine = self._order.rows(step)[self._order.part()]
-        part = self._order.part()
-        return {"images": torch.from_numpy(self._pictures[mine]), "place": torch.arange(part.start, part.stop)}
-
-
-class AutoencoderObjective(_PictureObjective):
-    """Mean absolute and mean squared error of the reconstruction, mixed by ``l1_share``, plus the quantiser's penalty."""
-
-    def __init__(
-        self,
-        tokenizer: FsqTokenizer | VqTokenizer,
-        pictures: NDArray[np.uint8],
-        config: TokenizerConfig,
-        runtime: Runtime,
-    ) -> None:
-        super().__init__(pictures, config.optim, runtime)
-        self.network: nn.Module = tokenizer
-        self._l1_share = config.l1_share
-
-    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
-        """Per value, averaged over the whole batch."""
-        images = to_unit(batch["images"])
-        made, penalties = network(images)
-        error = made - images
-        share = len(images) / self._batch_size
-        l1, l2, penalty = error.abs().mean() * share, error.square().mean() * share, penalties.mean() * share
-        total = self._l1_share * l1 + (1 - self._l1_share) * l2 + penalty
-        terms = {"loss": total, "l1": l1, "l2": l2, "penalty": penalty}
-        return Loss(total, {name: value.detach() for name, value in terms.items()})
-
-
-class DvaeObjective(_PictureObjective):
-    """The paper's loss. Its schedules, given in updates for 3 million, keep their share of the run (recipe 1D)."""
-
-    def __init__(
-        self, tokenizer: DvaeTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
-    ) -> None:
-        super().__init__(pictures, config.optim, runtime)
-        self.network: nn.Module = tokenizer
-        self._config = config
-
-    def schedule(self, step: int) -> dict[str, float]:
-        """Temperature over the first 5 % (paper: 150,000 of 3,000,000), KL weight over the first 0.2 %."""
-        steps = self._config.optim.steps
-        return {
-            "temperature": temperature(step, self._config.final_temperature, max(1, math.ceil(steps * 0.05))),
-            "kl_weight": kl_weight(step, self._config.kl_weight, max(1, math.ceil(steps * 0.002))),
-        }
-
-    def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
-        """``dvae_loss`` over the whole batch; noise depends on a row's place in it, not on how it was split."""
-        now = self.schedule(step)
-        mapped = map_pixels(to_unit(batch["images"]))
-        grid, codes = self._config.grid, self._config.num_codes
-        noise = torch.stack(
-            [
-                gumbel_noise((codes, grid, grid), self._runtime.generator(_NOISE, step, int(p)), mapped.device)
-                for p in batch["place"]
-            ]
-        )
-        maps, logits = network(mapped, now["temperature"], noise)
-        share = len(mapped) / self._batch_size
-        total = dvae_loss(mapped, maps, logits, now["kl_weight"]) * share
-        likelihood = dvae_loss(mapped, maps.detach(), logits.detach(), 0.0) * share
-        mse = F.mse_loss(torch.sigmoid(maps.detach()[:, :3]), mapped) * share
-        return Loss(total, {"loss": total.detach(), "nll_per_value": likelihood, "l2": mse})
-
-
-def tokenizer_objective(
-    tokenizer: ImageTokenizer, pictures: NDArray[np.uint8], config: TokenizerConfig, runtime: Runtime
-) -> Objective:
-    """The objective that fits the kind of the tokenizer. ``pictures`` uint8 [R, 3, H, W]. DataError for an unknown kind."""
-    if isinstance(tokenizer, FsqTokenizer | VqTokenizer):
-        return AutoencoderObjective(tokenizer, pictures, config, runtime)
-    if isinstance(tokenizer, DvaeTokenizer):
-        return DvaeObjective(tokenizer, pictures, config, runtime)
-    raise DataError(f"no training objective for a {type(tokenizer).__name__}; there is one for fsq, vq and dvae")

@@ -2,6 +2,9 @@
 
 Everything random is a pure function of (seed, step, rank), so a run resumed from a checkpoint equals the
 undisturbed one bit for bit on a CPU with the same number of threads.
+
+An objective may have a critic (see ``objectives.Objective``): a second network that is updated after the first one in
+every step, by the same code, and saved in the same checkpoint.
 """
 
 import math
@@ -17,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dalle_model.checkpoint import TrainState, capture, restore
 from dalle_model.config import OptimConfig
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
-from dalle_model.objectives import Batch, Objective
+from dalle_model.objectives import Batch, Loss, Objective
 from dalle_model.optim import build_optimizers, lr_share, set_lr, update_average
 from dalle_model.runtime import Runtime
 
@@ -43,14 +46,34 @@ class FitResult:
 
 
 @dataclass
-class _Run:
-    """What changes while training."""
+class _Player:
+    """A network, its optimisers, and the loss of the objective that it lowers. Most runs have one, adversarial ones two."""
 
     network: nn.Module
     wrapped: nn.Module
     optimizers: list[torch.optim.Optimizer]
+    optim: OptimConfig
+    loss: Callable[[nn.Module, Batch, int], Loss]
+
+
+@dataclass
+class _Run:
+    """What changes while training. ``whole``: all networks, as a checkpoint names them."""
+
+    players: list[_Player]
+    whole: nn.Module
     average: dict[str, Tensor]
     micro: int
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is published."""
+        return self.players[0].network
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of all players."""
+        return [optimizer for player in self.players for optimizer in player.optimizers]
 
 
 def fit(
@@ -108,7 +131,7 @@ def fit(
             stop = done < optim.steps and _any_rank(should_stop is not None and should_stop(), runtime)
             if save and runtime.rank == 0 and (stop or done % optim.checkpoint_every == 0 or done == optim.steps):
                 facts = {"step": done, "data": data, "micro_batch_size": run.micro, "curve": list(curve)}
-                save(capture(run.network, run.optimizers, run.average, **facts))
+                save(capture(run.whole, run.optimizers, run.average, **facts))
             if stop:
                 raise TrainingStopped(f"stopped after step {done} of {optim.steps}, saved")
         _publish_average(run)
@@ -127,28 +150,58 @@ def _any_rank(stop: bool, runtime: Runtime) -> bool:
 
 
 def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: TrainState | None) -> _Run:
-    network = objective.network.to(runtime.device)
-    network.train()
-    optimizers = build_optimizers(network, optim)
-    average = {n: p.detach().clone() for n, p in network.named_parameters()} if optim.ema else {}
-    micro = min(optim.micro_batch_size or optim.batch_size, max(1, optim.batch_size // runtime.world))
+    players = [_player(objective.network, optim, objective.loss, runtime)]
+    whole = objective.network
+    if objective.critic is not None:
+        players.append(_player(objective.critic, objective.critic_optim or optim, objective.critic_loss, runtime))
+        whole = nn.ModuleDict({"network": objective.network, "critic": objective.critic})
+    average = {n: p.detach().clone() for n, p in objective.network.named_parameters()} if optim.ema else {}
+    run = _Run(players, whole, average, min(optim.micro_batch_size or optim.batch_size, _rank_rows(optim, runtime)))
     if resume is not None:
         if resume.step > optim.steps:
             raise DataError(
                 f"the checkpoint is at step {resume.step}, the run ends at {optim.steps}; raise optim.steps"
             )
-        restore(resume, network, optimizers, average)
-        micro = min(micro, resume.micro_batch_size)
-    wrapped = DistributedDataParallel(network) if runtime.world > 1 else network
-    return _Run(network, wrapped, optimizers, average, micro)
+        restore(resume, whole, run.optimizers, average)
+        run.micro = min(run.micro, resume.micro_batch_size)
+    for player in players:
+        player.wrapped = DistributedDataParallel(player.network) if runtime.world > 1 else player.network
+    return run
+
+
+def _player(
+    network: nn.Module, optim: OptimConfig, loss: Callable[[nn.Module, Batch, int], Loss], runtime: Runtime
+) -> _Player:
+    network.to(runtime.device).train()
+    return _Player(network, network, build_optimizers(network, optim), optim, loss)
+
+
+def _rank_rows(optim: OptimConfig, runtime: Runtime) -> int:
+    return max(1, optim.batch_size // runtime.world)
 
 
 def _update(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtime, step: int) -> dict[str, float]:
-    """One optimiser update; returns the logged terms."""
+    """One optimiser update of each player; returns the logged terms."""
     whole = objective.batch(step)
+    network, *critics = run.players
+    for critic in critics:  # the gradient of the network passes through the critic and must not stay there
+        critic.network.requires_grad_(False)
+    terms = _update_player(network, run, runtime, whole, step)
+    if run.average:
+        update_average(run.average, run.network, optim.ema)
+    for critic in critics:
+        critic.network.requires_grad_(True)
+        if step >= objective.critic_from:
+            theirs = _update_player(critic, run, runtime, whole, step)
+            terms |= {name if name.startswith("critic") else f"critic_{name}": v for name, v in theirs.items()}
+    return terms
+
+
+def _update_player(player: _Player, run: _Run, runtime: Runtime, whole: Batch, step: int) -> dict[str, float]:
+    optim = player.optim
     while True:
         try:
-            terms = _gradients(objective, run, runtime, whole, step)
+            terms = _gradients(player, run.micro, runtime, whole, step)
             break
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -166,40 +219,42 @@ def _update(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtim
             f"the loss is {terms['loss']} at step {step + 1}; "
             f"lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}"
         )
-    params = [p for p in run.network.parameters() if p.grad is not None]
+    params = [p for p in player.network.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(params, optim.clip_norm or math.inf))
     if not math.isfinite(norm):
         raise TrainingDiverged(
             f"the gradient norm is {norm} at step {step + 1}; "
             f"lower lr {optim.lr} or raise warmup_steps {optim.warmup_steps}"
         )
-    set_lr(run.optimizers, lr_share(optim, step))
-    for optimizer in run.optimizers:
+    set_lr(player.optimizers, lr_share(optim, step))
+    for optimizer in player.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if run.average:
-        update_average(run.average, run.network, optim.ema)
     return {**terms, "grad_norm": norm}
 
 
-def _gradients(objective: Objective, run: _Run, runtime: Runtime, whole: Batch, step: int) -> dict[str, float]:
+def _gradients(player: _Player, micro: int, runtime: Runtime, whole: Batch, step: int) -> dict[str, float]:
     """Accumulate the gradient of one batch over its micro-batches; returns the terms summed over parts and ranks."""
-    for p in run.network.parameters():
+    for p in player.network.parameters():
         p.grad = None
     # dropout masks depend on the step, not on what was drawn before: a resumed run draws the same
     torch.manual_seed(runtime.generator(_DROPOUT, step, runtime.rank).initial_seed())
     rows = next(len(v) for v in whole.values() if v.dim())
     totals: dict[str, Tensor] = {}
-    for start in range(0, rows, run.micro):
+    for start in range(0, rows, micro):
         part = {
-            k: (v[start : start + run.micro] if v.dim() else v).to(runtime.device, non_blocking=True)
+            k: (v[start : start + micro] if v.dim() else v).to(runtime.device, non_blocking=True)
             for k, v in whole.items()
         }
-        last = start + run.micro >= rows
-        quiet = nullcontext() if last or not isinstance(run.wrapped, DistributedDataParallel) else run.wrapped.no_sync()
+        last = start + micro >= rows
+        quiet = (
+            nullcontext()
+            if last or not isinstance(player.wrapped, DistributedDataParallel)
+            else player.wrapped.no_sync()
+        )
         with quiet:
             with runtime.autocast():
-                loss = objective.loss(run.wrapped, part, step)
+                loss = player.loss(player.wrapped, part, step)
             (loss.total * runtime.world).backward()  # type: ignore[no-untyped-call]  # ranks are averaged, parts are summed
         for name, value in loss.terms.items():
             totals[name] = totals[name] + value if name in totals else value
@@ -217,12 +272,12 @@ def _publish_average(run: _Run) -> None:
     run.network.eval()
 
 
-def training_bytes(network: nn.Module, optim: OptimConfig) -> int:
+def training_bytes(network: nn.Module, optim: OptimConfig, critic: nn.Module | None = None) -> int:
     """Bytes that training holds whatever the batch: float32 weights, gradients, optimiser slots, average, one checkpoint.
 
     Activations are left out: they shrink with the micro-batch, which is halved until it fits.
     """
-    values = sum(p.numel() for p in network.parameters())
+    values = sum(p.numel() for net in (network, critic) if net is not None for p in net.parameters())
     copies = 2 + (2 if optim.optimizer == "adamw" else 1.5) + (1 if optim.ema else 0)
     return int(values * 4 * copies)
 

@@ -4,17 +4,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from dalle_model.augmentation import source_px
 from dalle_model.config import TokenizerConfig
 from dalle_model.errors import CodebookCollapsed, DataError
 from dalle_model.images import to_float, to_uint8
 from dalle_model.metrics import code_usage, psnr, ssim
-from dalle_model.objectives import tokenizer_objective
+from dalle_model.perceptual import PerceptualDistance, fixed_distance, vgg_distance
+from dalle_model.picture_objectives import tokenizer_objective
 from dalle_model.runtime import Runtime
 from dalle_model.sheets import contact_sheet
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.registry import build_tokenizer, tokenizer_to_bytes
 from tasks.job import Job, Outcome
 from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.prompts import read_uri
 from tasks.training import curve_object, train, training_runtime
 
 _INIT = 1  # stream of the initial weights under the training seed
@@ -26,17 +29,23 @@ def work(job: Job) -> Outcome:
     """Train, then report reconstruction and code use on held-out pictures (training ones where none are held out)."""
     config: TokenizerConfig = job.config
     curated = job.inputs["curated"]
-    pictures = load_pictures(job, curated, curated_table(job, curated, ("train",)), config.image_px, "train")
+    rows = curated_table(job, curated, ("train",))
+    px = source_px(config.image_px) if config.augment == "paper" else config.image_px
+    pictures = load_pictures(job, curated, rows, px, "train")
     if not len(pictures.images):
         raise DataError("the split `train` of the curated pairs is empty; lower valid_share, test_share or the holdout")
     with training_runtime(job, config.optim.seed) as runtime:
-        tokenizer = build_tokenizer(config, runtime.generator(_INIT))
-        objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime)
+        # where the perceptual weights lie is not part of what is made
+        tokenizer = build_tokenizer(config.model_copy(update={"perceptual_file": ""}), runtime.generator(_INIT))
+        objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime, _perceptual(job, config))
         result = train(job, objective, config.optim, runtime, data=curated.fingerprint)
         if runtime.rank != 0:
             return Outcome((), 0, {})
     held = load_pictures(job, curated, curated_table(job, curated, ("valid", "test")), config.image_px, "held")
-    stats, sheet = _examine(tokenizer, pictures, held, runtime)
+    measured = rows.take(pa.array(spread(rows.num_rows, _MEASURED)))
+    stats, sheet = _examine(
+        tokenizer, load_pictures(job, curated, measured, config.image_px, "measured"), held, runtime
+    )
     _refuse_collapse(config, stats)
     weights, described = tokenizer_to_bytes(tokenizer)
     objects = (
@@ -58,6 +67,17 @@ def work(job: Job) -> Outcome:
         "micro_batch_size": result.micro_batch_size,
     }
     return Outcome(objects, len(pictures.images), stats, facts)
+
+
+def _perceptual(job: Job, config: TokenizerConfig) -> PerceptualDistance | None:
+    """The network in whose features pictures are compared while training, if any."""
+    if not config.perceptual_weight:
+        return None
+    if config.perceptual_file:
+        return vgg_distance(read_uri(config.perceptual_file, job.settings), config.perceptual_sha256)
+    if config.perceptual_sha256:
+        raise DataError("perceptual_sha256 is given without perceptual_file; name the file, or clear the hash")
+    return fixed_distance()
 
 
 @torch.inference_mode()

@@ -32,11 +32,12 @@ CURATE = Stage(
 )
 FIT_TOKENIZER = Stage(
     name="fit-tokenizer",
-    version=1,
+    version=2,
     kind="tokenizer",
     config=TokenizerConfig,
     inputs=("curated",),
     work="tasks.fit_tokenizer:work",
+    identity="tasks.identities:of_tokenizer",
     distributed=True,
 )
 ENCODE = Stage(

@@ -50,7 +50,7 @@ def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, 
 
     preflight(
         runtime,
-        training_bytes(objective.network, optim),
+        training_bytes(objective.network, optim, objective.critic),
         f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters",
     )
     resume = newest_checkpoint(job)

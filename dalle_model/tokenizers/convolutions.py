@@ -5,12 +5,31 @@ convolutions take most of the time and little of the quality at these sizes.
 """
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle_model.config import TokenizerConfig
+
+class Shape(Protocol):
+    """What the builders read of a configuration; see ``config.TokenizerConfig``."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the finest resolution."""
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per cell along a side."""
+
+    @property
+    def blocks_per_group(self) -> int:
+        """Residual blocks per resolution."""
+
+    @property
+    def decoder_blocks(self) -> int:
+        """The same of the decoder, 0 = as blocks_per_group."""
 
 
 class ChannelNorm(nn.Module):
@@ -43,14 +62,14 @@ class ResidualBlock(nn.Module):
         return x + out
 
 
-def _stages(config: TokenizerConfig) -> tuple[int, list[int]]:
+def _stages(config: Shape) -> tuple[int, list[int]]:
     """Stem patch in px, and the width of each resolution from fine to coarse."""
     patch = min(4, config.downsampling // 2) if config.downsampling > 2 else 2
     num_halvings = int(math.log2(config.downsampling // patch))
     return patch, [config.width * 2**i for i in range(num_halvings + 1)]
 
 
-def build_encoder(config: TokenizerConfig, channels: int) -> nn.Sequential:
+def build_encoder(config: Shape, channels: int) -> nn.Sequential:
     """[B, 3, H, W] -> [B, channels, g, g]."""
     patch, widths = _stages(config)
     layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, widths[0], 3, padding=1)]
@@ -61,13 +80,13 @@ def build_encoder(config: TokenizerConfig, channels: int) -> nn.Sequential:
     return nn.Sequential(*layers, ChannelNorm(widths[-1]), nn.Conv2d(widths[-1], channels, 1))
 
 
-def build_decoder(config: TokenizerConfig, channels: int) -> nn.Sequential:
-    """[B, channels, g, g] -> [B, 3, H, W]."""
+def build_decoder(config: Shape, channels: int, maps: int = 3) -> nn.Sequential:
+    """[B, channels, g, g] -> [B, maps, H, W]. The last two layers are the last convolution and the pixel shuffle."""
     patch, widths = _stages(config)
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 3, padding=1)]
     for i in reversed(range(len(widths))):
         layers += [ResidualBlock(widths[i]) for _ in range(config.decoder_blocks or config.blocks_per_group)]
         if i:
             layers += [nn.Conv2d(widths[i], 4 * widths[i - 1], 1), nn.PixelShuffle(2)]
-    layers += [ChannelNorm(widths[0]), nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
+    layers += [ChannelNorm(widths[0]), nn.Conv2d(widths[0], maps * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
     return nn.Sequential(*layers)

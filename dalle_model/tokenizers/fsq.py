@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dalle_model.config import TokenizerConfig
+from dalle_model.tokenizers.autoencoder import num_maps, pictures_of
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.convolutions import build_decoder, build_encoder
 
@@ -15,7 +16,7 @@ class FsqTokenizer(ImageTokenizer):
         super().__init__(config)
         self.levels: tuple[int, ...] = tuple(config.fsq_levels)
         self.encoder = build_encoder(config, len(self.levels))
-        self.decoder = build_decoder(config, len(self.levels))
+        self.decoder = build_decoder(config, len(self.levels), num_maps(config.loss))
         levels = torch.tensor(self.levels)
         self.register_buffer("steps", levels - 1, persistent=False)
         self.register_buffer(
@@ -34,16 +35,16 @@ class FsqTokenizer(ImageTokenizer):
         out = self.encoder((images * 2 - 1).contiguous(memory_format=torch.channels_last))
         return torch.sigmoid(out.float()) * self.steps.view(1, -1, 1, 1)
 
-    def reconstruct(self, coordinates: Tensor) -> Tensor:
-        """Lattice coordinates [B, d, g, g] -> float [B, 3, H, W], not clamped (training wants the gradient outside)."""
+    def maps(self, coordinates: Tensor) -> Tensor:
+        """Lattice coordinates [B, d, g, g] -> the decoder's maps, float32 [B, 3 or 6, H, W]; see ``pictures_of``."""
         codes = coordinates * (2 / self.steps.view(1, -1, 1, 1)) - 1
         out: Tensor = self.decoder(codes.contiguous(memory_format=torch.channels_last))
-        return out.float() * 0.5 + 0.5
+        return out.float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Straight-through rounding: [B, 3, H, W] -> (reconstruction, not clamped; penalty per picture [B], here 0)."""
+        """Straight-through rounding: [B, 3, H, W] -> (the decoder's maps; penalty per picture [B], here 0)."""
         soft = self.latents(images)
-        return self.reconstruct(soft + (soft.round() - soft).detach()), soft.new_zeros(len(soft))
+        return self.maps(soft + (soft.round() - soft).detach()), soft.new_zeros(len(soft))
 
     def ids_of(self, coordinates: Tensor) -> Tensor:
         """Rounded lattice coordinates [B, d, g, g] -> int64 ids [B, N]."""
@@ -64,4 +65,4 @@ class FsqTokenizer(ImageTokenizer):
     def decode(self, ids: Tensor) -> Tensor:
         """Integer ids [B, N] -> float32 [B, 3, H, W] in [0, 1]."""
         self.check_ids(ids)
-        return self.reconstruct(self.coordinates_of(ids)).clamp(0, 1)
+        return pictures_of(self.maps(self.coordinates_of(ids)), self.config.loss).clamp(0, 1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_model.config import TokenizerConfig
+from dalle_model.tokenizers.autoencoder import num_maps, pictures_of
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.convolutions import build_decoder, build_encoder
 from dalle_model.tokenizers.dvae import argmax_codes
@@ -22,7 +23,7 @@ class VqTokenizer(ImageTokenizer):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         self.encoder = build_encoder(config, config.vq_dim)
-        self.decoder = build_decoder(config, config.vq_dim)
+        self.decoder = build_decoder(config, config.vq_dim, num_maps(config.loss))
         self.code_embed = nn.Parameter(F.normalize(torch.randn(config.num_codes, config.vq_dim), dim=1))
 
     def codes(self) -> Tensor:
@@ -42,19 +43,19 @@ class VqTokenizer(ImageTokenizer):
             ids = argmax_codes(flat, codes, codes.new_zeros(len(codes)))
         return ids.view(len(latents), -1)
 
-    def reconstruct(self, vectors: Tensor) -> Tensor:
-        """Code vectors [B, g, g, d] -> float [B, 3, H, W], not clamped."""
+    def maps(self, vectors: Tensor) -> Tensor:
+        """Code vectors [B, g, g, d] -> the decoder's maps, float32 [B, 3 or 6, H, W]; see ``pictures_of``."""
         # scaled to unit variance per value, which is what the first convolution is initialised for
         scaled = vectors.permute(0, 3, 1, 2) * vectors.shape[-1] ** 0.5
         out: Tensor = self.decoder(scaled.contiguous(memory_format=torch.channels_last))
-        return out.float() * 0.5 + 0.5
+        return out.float()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Straight-through: [B, 3, H, W] -> (reconstruction, not clamped; codebook and commitment penalty [B])."""
+        """Straight-through: [B, 3, H, W] -> (the decoder's maps; codebook and commitment penalty [B])."""
         soft = self.latents(images)
         hard = F.embedding(self.nearest(soft), self.codes()).view_as(soft)
         pull = (hard - soft.detach()).square() + COMMITMENT * (soft - hard.detach()).square()
-        return self.reconstruct(soft + (hard - soft).detach()), pull.flatten(1).mean(1)
+        return self.maps(soft + (hard - soft).detach()), pull.flatten(1).mean(1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -67,4 +68,5 @@ class VqTokenizer(ImageTokenizer):
         """Integer ids [B, N] -> float32 [B, 3, H, W] in [0, 1]."""
         self.check_ids(ids)
         vectors = F.embedding(ids.long(), self.codes())
-        return self.reconstruct(vectors.view(len(ids), self.grid, self.grid, -1)).clamp(0, 1)
+        maps = self.maps(vectors.view(len(ids), self.grid, self.grid, -1))
+        return pictures_of(maps, self.config.loss).clamp(0, 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from dalle_model.config import TokenizerConfig
 from dalle_model.errors import DataError
-from dalle_model.objectives import DvaeObjective
+from dalle_model.picture_objectives import DvaeObjective
 from dalle_model.runtime import Runtime
 from dalle_model.tokenizers import registry
 from dalle_model.tokenizers.base import ImageTokenizer, to_bytes, to_unit

@@ -14,8 +14,9 @@ from dalle_model.checkpoint import Checkpoints, TrainState
 from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
-from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy, tokenizer_objective
+from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy
 from dalle_model.optim import lr_share
+from dalle_model.picture_objectives import tokenizer_objective
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
 from dalle_model.tokenizers.registry import build_tokenizer
