@@ -86,6 +86,9 @@ def rollback(
 def sweep(
     older_than_h: Annotated[float, typer.Option("--older-than", metavar="HOURS", help="Leave what is younger.")] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="First the artifacts made with pairs that `dalle forget` withdrew.")
+    ] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     debug: Debug = False,
@@ -93,7 +96,7 @@ def sweep(
     """Remove objects that no artifact names: left-overs of interrupted steps."""
     from flows import inspection
 
-    emit(as_json, *inspection.sweep(settings_of(store), older_than_h, dry_run))
+    emit(as_json, *inspection.sweep(settings_of(store), older_than_h, dry_run, forgotten))
 
 
 @app.command()

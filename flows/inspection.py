@@ -16,6 +16,7 @@ from dalle_model.errors import DalleError, UsageError
 from flows.overrides import allowed_range
 from flows.presets import PRESETS
 from tasks.artifacts import Manifest
+from tasks.forget import erase, tainted
 from tasks.settings import Settings
 from tasks.stages import STAGES, stage_named
 from tasks.step import Plan, difference, open_store
@@ -44,19 +45,25 @@ def list_artifacts(settings: Settings, kind: str) -> Shown:
     names: dict[str, list[str]] = {}
     for name, target in store.refs().items():
         names.setdefault(target, []).append(name)
-    rows = [m for m in all_manifests(store) if kind in ("", m.kind, m.step)]
+    manifests = all_manifests(store)
+    withdrawn = tainted(store, manifests)
+    rows = [m for m in manifests if kind in ("", m.kind, m.step)]
     lines = [f"{'stage':14} {'kind':12} {'fingerprint':13} {'rows':>9} {'MB':>9} {'made':17} names"]
     for m in rows:
         made = datetime.datetime.fromtimestamp(float(m.facts.get("started_at", 0))).strftime("%Y-%m-%d %H:%M")
         lines.append(
             f"{m.step:14} {m.kind:12} {m.fingerprint[:12]:13} {m.rows:9,} {m.bytes / 1e6:9.2f} {made:17} {' '.join(names.get(m.fingerprint, []))}"
+            + (" (withdrawn pairs)" if m.fingerprint in withdrawn else "")
         )
     if not rows:
         lines = [
             f"{store.uri} holds no artifact{' of kind ' + kind if kind else ''}; make some with `dalle run quickstart`"
         ]
-    payload = {"artifacts": [_entry(store, m) | {"names": names.get(m.fingerprint, [])} for m in rows]}
-    return payload, lines
+    entries = [
+        _entry(store, m) | {"names": names.get(m.fingerprint, []), "withdrawn": withdrawn.get(m.fingerprint, "")}
+        for m in rows
+    ]
+    return {"artifacts": entries}, lines
 
 
 def _entry(store: Store, m: Manifest) -> dict[str, Any]:
@@ -73,12 +80,14 @@ def show(settings: Settings, ref: str) -> Shown:
         f"  kind {m.kind}, {m.rows:,} rows, {m.bytes / 1e6:.2f} MB, step version {m.step_version}",
         f"  manifest {m.sha256}",
     ]
+    withdrawn = tainted(store, all_manifests(store)).get(m.fingerprint, "")
+    lines += [f"  {withdrawn}: run the chain again, it leaves them out"] if withdrawn else []
     lines += [f"  input {i.name}: {i.step} {i.fingerprint[:12]}" for i in m.inputs]
     lines += [f"  {name}: {value}" for name, value in _flat(m.config)]
     lines += ["  figures:"] + [f"    {name}: {_short(value)}" for name, value in _flat(m.stats)]
     lines += ["  objects:"] + [f"    {o.role:22} {o.rows:8,} rows {o.bytes / 1e6:9.3f} MB  {o.key}" for o in m.objects]
     lines += ["  facts:"] + [f"    {name}: {_short(value)}" for name, value in _flat(m.facts)]
-    return m.model_dump(mode="json") | {"sha256": m.sha256}, lines
+    return m.model_dump(mode="json") | {"sha256": m.sha256, "withdrawn": withdrawn}, lines
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,8 +117,14 @@ def verify(settings: Settings, ref: str) -> tuple[dict[str, Any], list[str], boo
         lines.append(
             f"{manifest.step} {manifest.fingerprint[:12]}: all {len(manifest.objects)} objects ({manifest.bytes / 1e6:.2f} MB) match their hashes"
         )
+    withdrawn = tainted(store, all_manifests(store)).get(manifest.fingerprint, "")
+    if withdrawn:
+        lines.append(
+            f"{manifest.step} {manifest.fingerprint[:12]}: {withdrawn}; run the chain again, it leaves them out"
+        )
     payload = {
         "fingerprint": manifest.fingerprint,
+        "withdrawn": withdrawn,
         "objects": len(manifest.objects),
         "problems": [{"key": k, "problem": p} for k, p in problems],
     }
@@ -192,14 +207,21 @@ def rollback(settings: Settings, name: str) -> Shown:
     return {"name": name, "fingerprint": value.fingerprint}, [f"{name} is again {value.step} {value.fingerprint[:12]}"]
 
 
-def sweep(settings: Settings, older_than_h: float, dry_run: bool) -> Shown:
+def sweep(settings: Settings, older_than_h: float, dry_run: bool, forgotten: bool = False) -> Shown:
     """``dalle sweep``."""
-    report = open_store(settings).sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
+    store = open_store(settings)
     verb = "would remove" if dry_run else "removed"
-    return {"removed": report.removed, "bytes": report.bytes}, [
-        f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB",
-        *report.removed[:20],
-    ]
+    lines, erased = [], None
+    if forgotten:
+        erased = erase(store, dry_run=dry_run)
+        lines = [f"{verb} {m.step} {m.fingerprint[:12]}, made with withdrawn pairs" for m in erased.removed]
+        lines += [f"stays: {fingerprint[:12]}: {why}" for fingerprint, why in erased.stays.items()]
+    report = store.sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
+    lines += [f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB", *report.removed[:20]]
+    payload: dict[str, Any] = {"removed": report.removed, "bytes": report.bytes}
+    if erased is not None:
+        payload |= {"artifacts": [m.fingerprint for m in erased.removed], "stays": erased.stays}
+    return payload, lines
 
 
 def export(settings: Settings, ref: str, folder: Path) -> Shown:

@@ -17,13 +17,14 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
 from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure
 from dalle_model.curation.rules import NOT_CHECKED, RULES, RULES_VERSION
-from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
+from dalle_model.curation.selection import REMOVED, SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
 from dalle_model.sheets import contact_sheet
 from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
 from tasks.job import Job, Outcome
 from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
+from tasks.removals import withdrawn_in
 from tasks.settings import Settings
 from tasks.step import open_store
 from tasks.tables import TableFile
@@ -83,18 +84,22 @@ def work(job: Job) -> Outcome:
 def _outside(job: Job) -> Outside:
     """What is read beside the features of the pairs themselves."""
     config: CurateConfig = job.config
+    recorded = job.spec.recorded_config
+    pairs = job.inputs["pairs"]
+    ids = withdrawn_in(job.store, pairs, recorded["outside"], job.settings)
+    known = pa.array(sorted(ids), pa.string())
     embedding = embedding_named(config.embedding)
-    vectors = None if embedding is None else embeddings_of(job, job.inputs["pairs"], embedding)
-    unit = 1.0 if embedding is None else embedding.unit
-    if not config.exclude:
-        return Outside(embeddings=vectors, unit=unit)
+    # As the fingerprint has them: a name may have moved since.
     sets = [
         marks_of(job, manifest, _measured(job, pairs_of(job.store, manifest)), embedding)
-        for manifest in excluded(
-            job.store, job.spec.recorded_config["config"]["exclude"]
-        )  # as the fingerprint has them
+        for manifest in excluded(job.store, recorded["config"]["exclude"])
     ]
-    return Outside(embeddings=vectors, unit=unit, evaluation=joined(sets))
+    return Outside(
+        removed=(lambda table: pa.compute.is_in(table["id"], known).to_numpy()) if ids else None,
+        embeddings=None if embedding is None else embeddings_of(job, pairs, embedding),
+        evaluation=joined(sets) if sets else None,
+        unit=1.0 if embedding is None else embedding.unit,
+    )
 
 
 def _measured(job: Job, pairs: Manifest) -> list[ObjectRef]:
@@ -212,7 +217,9 @@ def _sheet(job: Job, selection: Selection, *, kept: bool) -> bytes:
         wanted = _spread(np.flatnonzero(selection.kept), _SHEET_TILES)
     else:
         by_reason = [
-            _spread(np.flatnonzero(selection.verdict == n), _SHEET_TILES) for n in range(1, len(selection.tests) + 1)
+            _spread(np.flatnonzero(selection.verdict == n), _SHEET_TILES)
+            for n, test in enumerate(selection.tests, start=1)
+            if test.rule != REMOVED.rule  # what was withdrawn is shown to nobody
         ]
         wanted = [rows[turn] for turn in range(_SHEET_TILES) for rows in by_reason if turn < len(rows)][:_SHEET_TILES]
     pictures = _pictures(job, sorted(wanted))

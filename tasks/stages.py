@@ -29,6 +29,7 @@ CURATE = Stage(
     inputs=("pairs",),
     work="tasks.curate:work",
     identity="tasks.curate:identity",
+    outside="tasks.removals:outside",
 )
 FIT_TOKENIZER = Stage(
     name="fit-tokenizer",

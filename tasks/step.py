@@ -22,6 +22,8 @@ from tasks.store import Store, StoreOptions
 
 # What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs.
 Identity = Callable[[Any, Settings], tuple[dict[str, Any], dict[str, str]]]
+# What a stage's outside function returns: more digests of outside inputs.
+Outside = Callable[[Any, Mapping[str, ArtifactRef], Settings], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Stage:
     can do without, named likewise; one that is given counts in the fingerprint. work: dotted path of its work function.
     identity: dotted path of an Identity, for stages that read something outside the store (a source, a prompt file):
     its content must count.
+    outside: dotted path of an Outside, for stages where what counts beside the inputs depends on the inputs.
     distributed: whether it may run on several ranks.
     """
 
@@ -43,6 +46,7 @@ class Stage:
     inputs: tuple[str, ...]
     work: str
     identity: str = ""
+    outside: str = ""
     distributed: bool = False
     optional: tuple[str, ...] = ()
 
@@ -127,6 +131,9 @@ def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], setti
         )
     identity: Identity | None = load_dotted(stage.identity) if stage.identity else None
     recorded, outside = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
+    if stage.outside:
+        read: Outside = load_dotted(stage.outside)
+        outside = outside | read(config, inputs, settings)
     digests = {name: ref.fingerprint for name, ref in inputs.items()} | outside
     return Plan(
         stage, config, recorded, outside, dict(inputs), fingerprint(stage.name, stage.version, recorded, digests)

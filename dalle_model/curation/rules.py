@@ -123,6 +123,8 @@ class Check:
     @property
     def words(self) -> str:
         """The threshold for a person."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return self.knob
         bound = self.low if math.isinf(self.high) else self.high
         return f"curate.{self.knob} = {bound:g}"
 

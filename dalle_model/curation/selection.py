@@ -36,7 +36,7 @@ from dalle_model.errors import DataError, UsageError
 DUPLICATE = Check("duplicate", "duplicate", "drop_duplicates", high=1)
 PLACEHOLDER = Check("captions_per_picture", "placeholder", "max_captions_per_picture")
 REMOVED = Check("consent", "removed", "dalle forget")
-CONTAMINATION = Check("contamination", "touches_evaluation", "exclude")
+CONTAMINATION = Check("contamination", "touches_evaluation", "exclude_bits")
 KIN = Check("cluster", "near_duplicate", "max_pairs_per_cluster")
 # Judged over the whole set, or by what lies outside it: they have no score of a single pair.
 SET_RULES = tuple(test.rule for test in (DUPLICATE, PLACEHOLDER, REMOVED, CONTAMINATION, KIN))

@@ -25,6 +25,7 @@ COMMANDS = (
     "promote",
     "rollback",
     "sweep",
+    "forget",
     "presets",
     "config",
     "doctor",
