@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dalle_model.errors import CorruptObject, DataError
+from dalle_model.sharding import is_sharded, read_shards, shard_like
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "dalle-train-state-1"
@@ -25,6 +26,8 @@ class TrainState:
 
     tensors: ``model.*``, ``average.*``, ``optim.<i>.<parameter>.<slot>``, ``rng.torch``; data: digest of what is
     trained on; curve: logged points so far; micro_batch_size: what fitted into memory.
+    shards: number of files that hold the sharded tensors (see ``dalle_model.sharding``), 0 = all are in ``tensors``;
+    folder: where those files are, set by who reads them.
     """
 
     step: int
@@ -32,19 +35,27 @@ class TrainState:
     data: str
     micro_batch_size: int
     curve: list[dict[str, float]] = field(default_factory=list)
+    shards: int = 0
+    folder: Path | None = None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether some tensors are spread over ranks, so that every rank must write its share."""
+        return is_sharded(self.tensors)
 
     def to_bytes(self) -> bytes:
-        """One safetensors file; its header ends up with the SHA-256 of all tensors' bytes."""
+        """One safetensors file after the SHA-256 of its bytes. Sharded tensors are left out: ``write_shards``."""
         header = {
             "format": _FORMAT,
             "step": self.step,
             "data": self.data,
             "micro_batch_size": self.micro_batch_size,
             "curve": self.curve,
+            **({"shards": self.shards} if self.shards else {}),
         }
         # one header key only: safetensors writes several in the order of a hash map that differs from run to run
         body = save_tensors(
-            {k: v.detach().cpu().contiguous() for k, v in sorted(self.tensors.items())},
+            {k: v.detach().cpu().contiguous() for k, v in sorted(self.tensors.items()) if not is_sharded({k: v})},
             {"state": json.dumps(header, sort_keys=True)},
         )
         return hashlib.sha256(body).digest() + body
@@ -80,25 +91,38 @@ def capture(
 def restore(
     state: TrainState, network: nn.Module, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]
 ) -> None:
-    """Put a captured state back, bit for bit. DataError when it belongs to another network or optimiser."""
-    tensors = state.tensors
+    """Put a captured state back, bit for bit, spread over ranks as the network is now.
+
+    DataError when it belongs to another network or optimiser, CorruptObject when shards are missing.
+    """
+    params = dict(network.named_parameters())
+    tensors = dict(state.tensors)
+    if state.shards:
+        assert state.folder is not None
+        tensors |= read_shards(state.folder, state.shards, lambda name: params.get(_parameter_of(name)))
     try:
-        network.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        network.load_state_dict(
+            {k[6:]: shard_like(v, params.get(k[6:], v)) for k, v in tensors.items() if k.startswith("model.")}
+        )
     except RuntimeError as error:
         raise DataError(
             f"the checkpoint is of another network: {str(error).splitlines()[0]}; remove it or use its config"
         ) from error
     for name, value in average.items():
-        value.copy_(tensors[f"average.{name}"])
-    params = dict(network.named_parameters())
+        value.copy_(shard_like(tensors[f"average.{name}"], value))
     for i, optimizer in enumerate(optimizers):
         prefix = f"optim.{i}."
         for key in (k for k in tensors if k.startswith(prefix)):
             name, slot = key[len(prefix) :].rsplit(".", 1)
-            optimizer.state[params[name]][slot] = (
-                tensors[key].to("cpu" if slot == "step" else params[name].device).clone()
-            )
+            value = tensors[key].to("cpu" if slot == "step" else params[name].device)
+            optimizer.state[params[name]][slot] = shard_like(value, params[name]).clone()
     torch.set_rng_state(tensors["rng.torch"])
+
+
+def _parameter_of(key: str) -> str:
+    """Name of the parameter that a tensor of a state belongs to: model.NAME, average.NAME, optim.I.NAME.SLOT."""
+    kind, _, name = key.partition(".")
+    return name.partition(".")[2].rpartition(".")[0] if kind == "optim" else name
 
 
 class Checkpoints:

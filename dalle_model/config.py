@@ -208,6 +208,36 @@ class OptimConfig(Section):
     checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints: the most work a kill can cost.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept while training.")
     log_every: int = Field(20, ge=1, description="Updates between points of the loss curve.")
+    sharding: Literal["none", "ddp", "fsdp2"] = Field(
+        "ddp",
+        description="Several ranks (DALLE_RANKS): ddp holds the whole network on each; fsdp2 spreads weights, gradients and optimiser state over them, for networks that one device does not hold; none refuses more than one rank.",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Compute the inside of each block again in the backward pass instead of keeping it: less memory, about a third more time.",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of each block. Off, because on a CPU in bfloat16 it gains nothing after tens of seconds of compiling; for long runs on a GPU switch it on and compare.",
+    )
+    divergence_factor: float = Field(
+        3.0,
+        ge=0,
+        description="The run is stopped when the loss stays above this multiple of its best and more than half of what was learnt is lost, 0 = never.",
+    )
+    divergence_points: int = Field(
+        5, ge=1, description="Points of the curve in a row that must be so before the run is stopped."
+    )
+    preflight: int = Field(
+        0,
+        ge=0,
+        description="Updates on one fixed batch before training begins, 0 = off. The loss must fall, or something is wrong with data, loss or step size; the weights are then put back.",
+    )
+    sample_every: int = Field(
+        0,
+        ge=0,
+        description="Updates between samples from fixed prompts (or reconstructions) made while training, 0 = none.",
+    )
 
 
 class TokenizerConfig(Section):

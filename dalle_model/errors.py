@@ -13,7 +13,8 @@ DalleError                    one line for a person: the value, the limit, the r
 │   └── RefNotFound           no artifact answers to this reference
 ├── DeviceError               the asked-for device is missing, busy or too small
 ├── ServerError               Prefect's server does not start, or its API does not answer
-├── TrainingDiverged          the loss became non-finite; the last good checkpoint is kept
+├── TrainingDiverged          the loss exploded or became non-finite; the last good checkpoint is kept
+├── PreflightFailed           one batch repeated was not learnt, so a whole run would not be either
 ├── CodebookCollapsed         too few codes are used
 └── StepFailed                a step's child process ended without a result
     └── StepTimeout           it passed its deadline and was stopped
@@ -73,7 +74,11 @@ class ServerError(DalleError):
 
 
 class TrainingDiverged(DalleError):
-    """The loss became non-finite."""
+    """The loss exploded or became non-finite."""
+
+
+class PreflightFailed(DalleError):
+    """Training on one batch again and again did not lower its loss."""
 
 
 class CodebookCollapsed(DalleError):

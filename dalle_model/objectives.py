@@ -7,6 +7,7 @@ neither the micro-batch size nor the number of ranks changes the sum.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from dalle_model.config import OptimConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
 from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
+from dalle_model.sharding import plain
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
 
 _DROP, _MERGES = 0xD309, 0xB9E  # stream numbers under Runtime.seed
@@ -168,14 +170,13 @@ class DalleObjective(Objective):
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Nats per token of either kind, weighted."""
         image_first = bool(batch["image_first"])
+        model = cast(Dalle, plain(network))  # the network that was given: its weights may be spread over ranks
         hidden = network(batch["text"], batch["read"], image_first)
-        for_text, for_image = self.model.split(hidden, image_first)
+        for_text, for_image = model.split(hidden, image_first)
         targets = text_targets(batch["text"]) & batch["keep_text"].unsqueeze(1)
-        text_sum = head_cross_entropy(
-            for_text[targets], self.model.text_head.weight, batch["text"][targets], self._runtime
-        )
+        text_sum = head_cross_entropy(for_text[targets], model.text_head.weight, batch["text"][targets], self._runtime)
         image_sum = head_cross_entropy(
-            for_image.flatten(0, 1), self.model.image_vectors(), batch["image"].flatten(), self._runtime
+            for_image.flatten(0, 1), model.image_vectors(), batch["image"].flatten(), self._runtime
         )
         text_loss = text_sum / batch["num_text"].clamp(min=1)
         image_loss = image_sum / (self._config.optim.batch_size * batch["image"].shape[1])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_model.config import OptimConfig
+from dalle_model.sharding import shard_like, whole
 
 
 def lr_share(config: OptimConfig, step: int) -> float:
@@ -69,12 +70,13 @@ class Muon(torch.optim.Optimizer):
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(p)
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]).reshape(rows, cols))  # type: ignore[union-attr]
+                    update = p.grad.lerp(state["momentum"], group["momentum"])  # type: ignore[union-attr]
+                    updates.append(whole(update).reshape(rows, cols))  # of a sharded one each rank needs all of it
                 directions = _orthogonalise(torch.stack(updates))
                 scale = group["lr"] * math.sqrt(max(1.0, rows / cols))
                 for p, direction in zip(params, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(direction.reshape(p.shape).to(p.dtype), alpha=-scale)
+                    p.add_(shard_like(direction.reshape(p.shape).to(p.dtype), p), alpha=-scale)
 
 
 def build_optimizers(network: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:

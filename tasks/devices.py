@@ -16,6 +16,7 @@ import torch
 
 from dalle_model.errors import DeviceError
 from dalle_model.runtime import Runtime
+from tasks.job import Place
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,16 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
 
 
-def resolve(policy: DevicePolicy, *, rank: int = 0, world: int = 1) -> Runtime:
+def resolve(policy: DevicePolicy, place: Place = Place()) -> Runtime:  # noqa: B008 - frozen
     """The Runtime of this process. Sets torch's thread count, the one process-wide setting torch leaves no choice about."""
-    device = resolve_device(policy.device, rank)
-    threads = max(1, policy.threads // world)
+    device = resolve_device(policy.device, place.local_rank)
+    threads = max(1, policy.threads // place.local_world)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.set_per_process_memory_fraction(policy.memory_fraction, device)
-    return Runtime(device=device, dtype=resolve_dtype(policy.dtype, device), rank=rank, world=world, threads=threads)
+    dtype = resolve_dtype(policy.dtype, device)
+    return Runtime(device=device, dtype=dtype, rank=place.rank, world=place.world, threads=threads)
 
 
 @dataclass

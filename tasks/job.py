@@ -52,17 +52,40 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Place:
+    """This process among those of its job: rank of world, and local_rank of local_world on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def of_torchrun(cls, env: Mapping[str, str]) -> "Place":
+        """What torchrun says in the environment; a process that it did not start is alone."""
+        names = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)
+        return cls(*(int(env.get(name, default)) for name, default in names))
+
+    @property
+    def spoken_events(self) -> frozenset[str] | None:
+        """Events that this process reports, None = all: rank 0 tells the story, the first of each machine that it lives."""
+        if self.rank == 0:
+            return None
+        return frozenset({"error", "alive"}) if self.local_rank == 0 else frozenset({"error"})
+
+
 class Events:
     """JSON lines to the parent: progress, log, done, error, and a heartbeat."""
 
-    def __init__(self, stream: IO[str], *, errors_only: bool = False) -> None:
+    def __init__(self, stream: IO[str], spoken: frozenset[str] | None = None) -> None:
         self._stream = stream
-        self._errors_only = errors_only  # of several ranks one reports, but each may fail
+        self._spoken = spoken  # None = all; of several ranks one reports, but each may fail
         self._lock = threading.Lock()
 
     def send(self, event: str, **values: Any) -> None:
         """Write one event; a parent that is gone is noticed elsewhere."""
-        if self._errors_only and event != "error":
+        if self._spoken is not None and event not in self._spoken:
             return
         line = json.dumps({"event": event, **values}, default=str)
         with self._lock:
@@ -114,8 +137,7 @@ class Job:
         spool: Path,
         events: Events,
         *,
-        rank: int = 0,
-        world: int = 1,
+        place: Place = Place(),
     ):
         self.spec = spec
         self.config: Any = config
@@ -123,8 +145,8 @@ class Job:
         self.store = store
         self.spool = spool
         self.fingerprint = spec.fingerprint
-        self.rank = rank
-        self.world = world
+        self.place = place
+        self.rank, self.world = place.rank, place.world
         self.workers = settings.num_workers
         self._events = events
         self._stop = threading.Event()
@@ -142,7 +164,7 @@ class Job:
 
         settings = self.settings
         policy = devices.DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction)
-        runtime = devices.resolve(policy, rank=self.rank, world=self.world)
+        runtime = devices.resolve(policy, self.place)
         self._lease = devices.lease_for(runtime, settings.lock_dir, wait_s=settings.gpu_wait_s, log=self.log)
         return runtime
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 import psutil
 
 from dalle_model import errors
-from dalle_model.errors import DalleError, StepFailed, StepTimeout
+from dalle_model.errors import DalleError, StepFailed, StepTimeout, UsageError
 from tasks.job import JobSpec
 from tasks.settings import Settings
 from tasks.spool import spool_error, spool_folder
@@ -29,11 +29,20 @@ Listener = Callable[[dict[str, Any]], None]
 _KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
 
 
-def _command(settings: Settings, ranks: int, spec_path: Path) -> list[str]:
+def _command(spec: JobSpec, settings: Settings, spec_path: Path, distributed: bool) -> list[str]:
     worker = ["-m", "tasks.worker", str(spec_path)]
-    if ranks == 1:
+    ranks, nodes = (settings.ranks, settings.nodes) if distributed else (1, 1)
+    if ranks == nodes == 1:
         return [sys.executable, *worker]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--max-restarts", "0"]
+    if nodes == 1:
+        return [sys.executable, *torchrun, "--standalone", *worker]
+    if not settings.rendezvous:
+        raise UsageError(f"{nodes} machines need a place to meet; set DALLE_RENDEZVOUS to HOST:PORT, equal on all")
+    # The fingerprint as name: only machines that do the same work meet.
+    torchrun += ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", settings.rendezvous]
+    torchrun += ["--rdzv-id", spec.fingerprint, "--rdzv-conf", f"join_timeout={settings.group_s:.0f}"]
+    torchrun += ["--local-addr", settings.node_address] if settings.node_address else []
     return [sys.executable, *torchrun, *worker]
 
 
@@ -103,11 +112,12 @@ def _error_of(event: dict[str, Any], stderr: str) -> DalleError:
     return error
 
 
-def launch(spec: JobSpec, settings: Settings, listener: Listener, *, ranks: int = 1) -> None:
-    """Run one job to its end in its own process group.
+def launch(spec: JobSpec, settings: Settings, listener: Listener, *, distributed: bool = False) -> None:
+    """Run one job to its end in its own process group; ``distributed`` ones on as many ranks as the settings say.
 
-    Returns after the child committed its manifest. Raises the child's own error, StepTimeout after
-    ``settings.deadline_s``, StepFailed when it died without a word or was silent for ``settings.silence_s``.
+    Returns after the child committed its manifest; of several machines that of rank 0 does. Raises the child's own
+    error, StepTimeout after ``settings.deadline_s``, StepFailed when it died without a word or was silent for
+    ``settings.silence_s``, UsageError when several machines have no place to meet.
     Whatever ends this call, KeyboardInterrupt and cancellation included, no process of the group is left.
     """
     with spool_folder(settings.spool, spec.fingerprint) as folder:
@@ -117,7 +127,7 @@ def launch(spec: JobSpec, settings: Settings, listener: Listener, *, ranks: int 
         except OSError as error:
             raise spool_error(settings.spool, error) from error
         process = subprocess.Popen(
-            _command(settings, ranks, spec_path),
+            _command(spec, settings, spec_path, distributed),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -127,12 +137,14 @@ def launch(spec: JobSpec, settings: Settings, listener: Listener, *, ranks: int 
             start_new_session=True,
         )
         try:
-            _listen(process, spec, settings, listener)
+            _listen(process, spec, settings, listener, alone=not distributed or settings.nodes == 1)
         finally:
             stop_group(process, settings.grace_s)
 
 
-def _listen(process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings, listener: Listener) -> None:
+def _listen(
+    process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings, listener: Listener, *, alone: bool
+) -> None:
     lines: queue.Queue[str] = queue.Queue()
     tail: deque[str] = deque(maxlen=40)
     assert process.stdout is not None and process.stderr is not None
@@ -168,7 +180,7 @@ def _listen(process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings,
     stderr.join(5)
     if failure is not None:
         raise _error_of(failure, "".join(tail))
-    if code != 0 or not finished:
+    if code != 0 or (alone and not finished):
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
         error = StepFailed(
             f"step {spec.stage} {how} before its result was committed; run it again to go on from its last finished piece"

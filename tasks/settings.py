@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(0, ge=0, description="CPU threads of torch, 0 = one per core.")
     workers: int = Field(0, ge=0, description="Processes or threads for decoding, 0 = one per core.")
-    ranks: int = Field(1, ge=1, description="Data-parallel processes of a training step (torchrun).")
+    ranks: int = Field(1, ge=1, description="Data-parallel processes of a training step on this machine (torchrun).")
     memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that a step may take.")
     deadline_s: float = Field(0.0, ge=0, description="Seconds after which a step is stopped, 0 = none.")
     grace_s: float = Field(20.0, ge=0, description="Seconds between SIGTERM and SIGKILL.")
@@ -44,6 +44,18 @@ class Settings(BaseSettings):
         Path(tempfile.gettempdir()), description="Folder of the GPU lock files, shared by all users of this machine."
     )
     gpu_wait_s: float = Field(3600.0, ge=0, description="Seconds to wait for a GPU that another process holds.")
+    nodes: int = Field(1, ge=1, description="Machines that train together; the same command runs on each of them.")
+    rendezvous: str = Field(
+        "",
+        pattern=r"^(|[^\s:]+:\d+|\[[0-9a-fA-F:]+\]:\d+)$",
+        description="HOST:PORT where several machines meet: one of them, and a port that is free there.",
+    )
+    node_address: str = Field(
+        "", description="Name or address by which the other machines reach this one; empty = its own host name."
+    )
+    group_s: float = Field(
+        300.0, gt=0, description="Seconds within which all ranks must have met and finished a first collective."
+    )
 
     @property
     def num_workers(self) -> int:

@@ -207,7 +207,7 @@ def run_step(
                     "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten",
                 }
             )
-        launch(_spec(planned, settings, decision), settings, listen, ranks=settings.ranks if stage.distributed else 1)
+        launch(_spec(planned, settings, decision), settings, listen, distributed=stage.distributed)
         manifest = store.find(stage.name, planned.fingerprint)
         if manifest is None:
             raise UsageError(

@@ -1,9 +1,11 @@
 """Training inside a step: checkpoints as receipts in the store, progress as events, ranks under torchrun."""
 
 import io
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,27 +17,29 @@ from dalle_model.config import OptimConfig
 from dalle_model.errors import CorruptObject
 from dalle_model.objectives import Objective
 from dalle_model.runtime import Runtime
+from dalle_model.sharding import write_shards
 from dalle_model.training import FitResult, TrainingStopped, fit, training_bytes
 from tasks.artifacts import ObjectRef, Part
 from tasks.devices import preflight
 from tasks.faults import fault_point
 from tasks.job import Job, StopRequested
+from tasks.ranks import process_group
 
-CHECKPOINT = "checkpoint"
+CHECKPOINT, SHARD = "checkpoint", "checkpoint.shard"
 
 
 @contextmanager
 def training_runtime(job: Job, seed: int) -> Iterator[Runtime]:
-    """This rank's Runtime with the training seed, inside a process group when there are several ranks."""
+    """This rank's Runtime with the training seed, inside a process group when there are several ranks.
+
+    Raises DeviceError when the ranks do not find each other within ``settings.group_s`` seconds.
+    """
     runtime = replace(job.runtime, seed=seed)
     if runtime.world == 1:
         yield runtime
         return
-    torch.distributed.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo")
-    try:
+    with process_group(runtime, deadline_s=job.settings.group_s):
         yield runtime
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, *, data: str) -> FitResult:
@@ -50,7 +54,7 @@ def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, 
 
     preflight(
         runtime,
-        training_bytes(objective.network, optim, objective.critic),
+        training_bytes(objective.network, optim, objective.critic, world=runtime.world),
         f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters",
     )
     resume = newest_checkpoint(job)
@@ -75,18 +79,29 @@ def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, 
 def newest_checkpoint(job: Job) -> TrainState | None:
     """The newest undamaged checkpoint of this fingerprint; damaged ones are named in the log and passed over."""
     for step, part in sorted(job.parts().items(), reverse=True):
-        for obj in part.objects:
-            try:
-                return TrainState.from_bytes(job.read(obj))
-            except CorruptObject as error:
-                job.log(f"the checkpoint at step {step} is damaged and is passed over: {error}")
+        try:
+            return _read(job, part)
+        except CorruptObject as error:
+            job.log(f"the checkpoint at step {step} is damaged and is passed over: {error}")
     return None
+
+
+def _read(job: Job, part: Part) -> TrainState:
+    state = TrainState.from_bytes(job.read(next(o for o in part.objects if o.role == CHECKPOINT)))
+    if state.shards:
+        state.folder = Path(tempfile.mkdtemp(prefix="shards-", dir=job.spool))
+        for obj in (o for o in part.objects if o.role == SHARD):
+            (state.folder / Path(obj.key).name).symlink_to(job.fetch(obj).absolute())
+    return state
 
 
 def _save(job: Job, state: TrainState, keep: int) -> None:
     fault_point("checkpoint.before_object")
-    obj = job.put(state.to_bytes(), ext="ckpt", role=CHECKPOINT)
-    job.store.commit_part(job.fingerprint, state.step, Part(objects=(obj,), stats={"step": state.step}))
+    shards = _put_shards(job, state) if state.sharded else ()
+    if job.rank != 0:
+        return
+    obj = job.put(replace(state, shards=len(shards)).to_bytes(), ext="ckpt", role=CHECKPOINT)
+    job.store.commit_part(job.fingerprint, state.step, Part(objects=(obj, *shards), stats={"step": state.step}))
     fault_point("checkpoint.after_receipt")
     parts = sorted(job.parts().items())
     kept = {o.key for _, part in parts[-keep:] for o in part.objects}
@@ -96,6 +111,16 @@ def _save(job: Job, state: TrainState, keep: int) -> None:
         for old in part.objects:
             if old.key not in kept:
                 job.store.delete(old.key)
+
+
+def _put_shards(job: Job, state: TrainState) -> tuple[ObjectRef, ...]:
+    """Store this rank's share of the sharded tensors; every rank gets the references of all, in the order of ranks."""
+    with tempfile.TemporaryDirectory(prefix="shards-", dir=job.spool) as folder:
+        files = write_shards(state.tensors, Path(folder))
+        mine = [job.put(file, ext="safetensors", role=SHARD).model_dump() for file in files]
+    lists: list[list[dict[str, Any]]] = [[] for _ in range(job.world)]
+    torch.distributed.all_gather_object(lists, mine)
+    return tuple(ObjectRef(**ref) for refs in lists for ref in refs)
 
 
 def curve_object(job: Job, curve: list[dict[str, Any]]) -> ObjectRef:

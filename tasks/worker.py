@@ -22,7 +22,7 @@ import psutil
 
 from dalle_model.errors import DalleError, StoreFull
 from tasks.faults import fault_point
-from tasks.job import Events, Job, JobSpec, StopRequested
+from tasks.job import Events, Job, JobSpec, Place, StopRequested
 from tasks.settings import Settings
 from tasks.spool import make_spool
 from tasks.stages import stage_named
@@ -88,17 +88,15 @@ def _tree_rss() -> int:
 def _run(spec: JobSpec, events: Events) -> None:
     stage = stage_named(spec.stage)
     settings = Settings.model_validate(spec.settings)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    place = Place.of_torchrun(os.environ)
     store = Store.open(settings.store, options=StoreOptions(endpoint_url=settings.endpoint_url))
     spool, lock = make_spool(settings.spool, spec.fingerprint)
     started = time.time()
     try:
-        job = Job(
-            spec, stage.config.model_validate(spec.config), settings, store, spool, events, rank=rank, world=world
-        )
+        job = Job(spec, stage.config.model_validate(spec.config), settings, store, spool, events, place=place)
         signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
         outcome = load_dotted(spec.work)(job)
-        if rank == 0:
+        if place.rank == 0:
             facts = {
                 "started_at": started,
                 "seconds": time.time() - started,
@@ -120,7 +118,7 @@ def _run(spec: JobSpec, events: Events) -> None:
 
 def main() -> int:
     """Run one job; the exit code tells the parent how it went, the last event tells why."""
-    events = Events(_open_event_stream(), errors_only=os.environ.get("RANK", "0") != "0")
+    events = Events(_open_event_stream(), Place.of_torchrun(os.environ).spoken_events)
     spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     for package in ("tasks", "dalle_model"):
         logging.getLogger(package).addHandler(_WarningsToParent(events))

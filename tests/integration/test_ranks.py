@@ -1,5 +1,6 @@
 """Two ranks of one training over gloo on the CPU, started and stopped by the step."""
 
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 from support.processes import Driver, marked
 from support.tiny import TinyRun, section_of, tiny_config
 
+from dalle_model.errors import DeviceError, UsageError
+from dalle_model.runtime import Runtime
 from tasks.artifacts import Manifest
+from tasks.ranks import process_group
 from tasks.settings import Settings
 from tasks.stages import STAGES
 from tasks.step import plan, run_step
@@ -94,3 +98,61 @@ def test_killed_ranks_are_a_named_error_and_the_next_run_goes_on(tiny_run: TinyR
         lambda e: log.append(str(e.get("text", ""))),
     )
     assert "goes on from the checkpoint at step 3 of 9" in log
+
+
+def test_a_sharded_checkpoint_of_two_ranks_goes_on_with_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
+    config = section_of("fit", tiny_config("train.sharding=fsdp2"))
+    settings = {"store": str(store), "spool": str(tmp_path / "spool"), "dtype": "float32", "grace_s": 3.0}
+    driver = Driver("fit", config, tiny_run.inputs("fit"), settings | {"ranks": 2})
+    code, _, err = driver.start(DALLE_FAULT="checkpoint.after_receipt").wait()
+    assert code == 1 and "StepFailed" in err, err
+    fingerprint = plan(STAGES["fit"], config, tiny_run.inputs("fit"), Settings(**settings)).fingerprint
+    (part,) = Store.open(store).parts(fingerprint).values()
+    assert [o.role for o in part.objects] == ["checkpoint", "checkpoint.shard", "checkpoint.shard"]
+    answer = Driver("fit", config, tiny_run.inputs("fit"), settings).start().finish()
+    assert "goes on from the checkpoint at step 3 of 9" in answer["log"]
+    curve = _manifest(store, answer).stats
+    whole = tiny_run.manifest("fit").stats  # in the machine's own type, so near and not equal
+    assert curve["final_loss"] == pytest.approx(whole["final_loss"], rel=2e-2)
+
+
+def test_two_machines_meet_and_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Two launchers on one machine: each starts its own torchrun with one rank, they meet on the loopback."""
+    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{probe.getsockname()[1]}"
+    common = {"store": str(store), "nodes": 2, "rendezvous": meeting, "node_address": "127.0.0.1"}
+    launchers = [
+        Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), common | {"spool": str(tmp_path / f"spool {i}")})
+        for i in range(2)
+    ]
+    for launcher in launchers:
+        launcher.start()
+    first, second = (launcher.finish() for launcher in launchers)
+    assert first["ref"] == second["ref"]
+    made = _manifest(store, first)
+    assert made.facts["ranks"] == 2
+    assert made.stats["final_loss"] == pytest.approx(tiny_run.manifest("fit").stats["final_loss"], rel=2e-2)
+
+
+def test_a_machine_that_nobody_meets_is_a_named_error(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = Settings(store=str(tiny_run.folder), nodes=2, spool=tmp_path)
+    config = section_of("fit", tiny_config("train.steps=7"))
+    with pytest.raises(UsageError, match="DALLE_RENDEZVOUS"):
+        run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings)
+
+
+def test_a_rank_that_is_missing_is_a_named_error_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(DeviceError, match="rank 0 of 2 did not finish a first collective"),
+        process_group(Runtime(rank=0, world=2), deadline_s=1.0),
+    ):
+        raise AssertionError("entered without the other rank")

@@ -1,18 +1,17 @@
 """The one training loop: exact resume, accumulation, ranks, out-of-memory, divergence."""
 
 import math
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from support.tiny_training import SHAPE, dalle_objective, hex_curve, optim_of, token_rows, weights
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.checkpoint import Checkpoints, TrainState
 from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainConfig
-from dalle_model.dalle import Dalle, DalleShape, build_dalle
+from dalle_model.dalle import build_dalle
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
 from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy
 from dalle_model.optim import lr_share
@@ -21,44 +20,6 @@ from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
 from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
-
-SHAPE = DalleShape(text_vocab=20, max_text_tokens=5, image_vocab=32, grid=2)
-NUM_ROWS = 22  # not a multiple of the batch: epochs end inside batches
-
-
-def token_rows(num_rows: int = NUM_ROWS) -> TokenRows:
-    generator = np.random.default_rng(0)
-    text = generator.integers(1, SHAPE.text_vocab, (num_rows, SHAPE.max_text_tokens)).astype(np.uint16)
-    for i, row in enumerate(text):
-        row[1 + i % SHAPE.max_text_tokens :] = 0
-    image = generator.integers(0, SHAPE.image_vocab, (num_rows, SHAPE.num_image_tokens)).astype(np.uint16)
-    return TokenRows(text, image, np.ones(num_rows, np.float32))
-
-
-def dalle_objective(optim: OptimConfig, runtime: Runtime, dropout: float = 0.1) -> DalleObjective:
-    model = build_dalle(ModelConfig(dim=32, depth=2, heads=2, dropout=dropout), SHAPE, runtime.generator(1))
-    return DalleObjective(model, token_rows(), TrainConfig(optim=optim, condition_dropout=0.3), runtime)
-
-
-def optim_of(kind: str = "adamw", **changes: object) -> OptimConfig:
-    values: dict[str, object] = {
-        "steps": 12,
-        "batch_size": 8,
-        "optimizer": kind,
-        "warmup_steps": 3,
-        "ema": 0.9,
-        "checkpoint_every": 1,
-        "log_every": 1,
-    }
-    return OptimConfig.model_validate(values | changes)
-
-
-def weights(objective: DalleObjective) -> dict[str, bytes]:
-    return {k: v.numpy().tobytes() for k, v in objective.network.state_dict().items()}
-
-
-def hex_curve(curve: list[dict[str, float]]) -> list[dict[str, str]]:
-    return [{k: v.hex() for k, v in point.items()} for point in curve]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -228,35 +189,6 @@ def test_step_size_schedules_at_their_corners() -> None:
         assert lr_share(config, 100) == pytest.approx(end)
     stable = OptimConfig(steps=101, warmup_steps=0, schedule="wsd", final_lr_share=0.0)
     assert lr_share(stable, 79) == 1.0 and lr_share(stable, 90) == pytest.approx(0.5)
-
-
-def _rank(rank: int, world: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    runtime, optim = Runtime(rank=rank, world=world, seed=3), optim_of("muon", ema=0)
-    objective = dalle_objective(optim, runtime, dropout=0.0)
-    result = fit(objective, optim, runtime)
-    if rank == 0:
-        torch.distributed.barrier()
-        TrainState(0, objective.network.state_dict(), "", 1, result.curve).to_bytes()
-        Path(folder, "rank0").write_bytes(TrainState(0, objective.network.state_dict(), "", 1, result.curve).to_bytes())
-    else:
-        torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_equal_one_rank_with_the_same_batch(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    both = TrainState.from_bytes((tmp_path / "rank0").read_bytes())
-    runtime, optim = Runtime(seed=3), optim_of("muon", ema=0)
-    single = dalle_objective(optim, runtime, dropout=0.0)
-    result = fit(single, optim, runtime)
-    for x, y in zip(result.curve, both.curve, strict=True):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
-    assert isinstance(single.network, Dalle)
 
 
 def test_batches_cover_each_epoch_once_and_depend_on_the_step_only() -> None:
