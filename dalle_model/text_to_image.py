@@ -6,9 +6,11 @@ pictures = model.draw(["red apple"], n=4)  # uint8 [1, 4, H, W, 3]
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +22,13 @@ from dalle_model.config import SamplerConfig
 from dalle_model.dalle import Dalle, dalle_from_bytes, dalle_to_bytes
 from dalle_model.describing import GREEDY, continue_captions, describe, score_captions
 from dalle_model.errors import DataError, UsageError
+from dalle_model.model_card import CardFacts, render_card
+from dalle_model.pretrained import FILES, Hub, locate, push, read_files, write_files
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
 from dalle_model.token_batches import pad_text
 from dalle_model.tokenizers.base import ImageTokenizer, to_bytes, to_unit
 from dalle_model.tokenizers.registry import tokenizer_from_bytes, tokenizer_to_bytes
-
-FILES = ("weights.safetensors", "config.json", "tokenizer.safetensors", "tokenizer.json", "bpe.json", "sampler.json")
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,39 @@ class TextToImage:
         parts = self._parts()
         return hashlib.sha256(b"".join(hashlib.sha256(parts[name]).digest() for name in FILES[:-1])).hexdigest()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the parts as safetensors and JSON into ``folder`` (created when absent)."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, data in self._parts().items():
-            (Path(folder) / name).write_bytes(data)
+    def save_pretrained(self, folder: str | Path, facts: CardFacts | None = None) -> None:
+        """Write the parts as safetensors and JSON, and a model card, into ``folder`` (created when absent).
+
+        facts: what the card tells of data, settings, figures and intended use.
+        """
+        card = render_card(self.model, self.sampler.model_dump(mode="json"), facts or CardFacts())
+        write_files(Path(folder), self._parts(), card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        facts: CardFacts | None = None,
+        *,
+        private: bool = True,
+        message: str = "Upload model",
+        hub: Hub | None = None,
+    ) -> None:
+        """Publish what ``save_pretrained`` writes to a repository of the Hugging Face hub, private unless told otherwise.
+
+        hub: a ``huggingface_hub.HfApi``; None = one with the login of this machine. SourceError when it refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, facts)
+            push(Path(folder), repo_id, private=private, message=message, hub=hub)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "TextToImage":
-        """Read what ``save_pretrained`` wrote. DataError when a part is missing or does not fit the others."""
-        missing = [name for name in FILES if not (Path(folder) / name).is_file()]
-        if missing:
-            raise DataError(
-                f"{folder} is not a complete model: {', '.join(missing)} missing; save it with save_pretrained"
-            )
-        weights, config, tokenizer, described, bpe, sampler = ((Path(folder) / name).read_bytes() for name in FILES)
+    def from_pretrained(cls, place: str | Path, **hub: Any) -> "TextToImage":
+        """Read what ``save_pretrained`` wrote: a folder, an ``s3://`` address, or a name/repository of the hub.
+
+        hub: arguments of ``huggingface_hub.snapshot_download``, such as ``revision``. DataError when a part is missing,
+        was changed, or does not fit the others; SourceError when it cannot be fetched.
+        """
+        weights, config, tokenizer, described, bpe, sampler = read_files(locate(place, **hub))
         return cls(
             dalle_from_bytes(weights, config),
             tokenizer_from_bytes(tokenizer, described),

@@ -1,6 +1,5 @@
 """Commands that look at artifacts, name them, write them out and clean up; and what there is to configure."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -102,12 +101,14 @@ def sweep(
 @app.command()
 def export(
     ref: Ref,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="New folder to write; a model also to s3://BUCKET/PREFIX.")
+    ],
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write pairs or curated pairs as an imagefolder, with every rejected row and its reason in `rejected.csv`."""
+    """Write pairs as an imagefolder with `rejected.csv`, or a **model** as safetensors, JSON and a model card."""
     from flows import inspection
 
     emit(as_json, *inspection.export(settings_of(store), ref, folder))

@@ -224,12 +224,23 @@ def sweep(settings: Settings, older_than_h: float, dry_run: bool, forgotten: boo
     return payload, lines
 
 
-def export(settings: Settings, ref: str, folder: Path) -> Shown:
-    """``dalle export``."""
+def export(settings: Settings, ref: str, place: str) -> Shown:
+    """``dalle export``: pairs as an imagefolder, a model as a folder or under an ``s3://`` address."""
     from tasks.export import export_pairs
 
     store = open_store(settings)
-    counts = export_pairs(store, store.resolve(ref), folder)
+    manifest = store.resolve(ref)
+    if manifest.kind == "model":
+        from tasks.export_model import export_model
+
+        wrote = export_model(store, manifest, place, settings)
+        where = place if "://" in place else str(Path(place).absolute())
+        return {"folder": where, **wrote}, [
+            f"{wrote['files']} files, {wrote['bytes'] / 1e6:.1f} MB are in {where}; "
+            f'load them with TextToImage.from_pretrained("{where}")'
+        ]
+    folder = Path(place)
+    counts = export_pairs(store, manifest, folder)
     return {"folder": str(folder.absolute()), **counts}, [
         f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"
     ]
