@@ -38,14 +38,52 @@ class Section(BaseModel):
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
 
+class FetchConfig(Section):
+    """Fetch: how pictures behind URLs are asked for. Only the opt-out rule is part of an artifact's address."""
+
+    obey_opt_out: bool = Field(
+        True,
+        description="Respect robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex, noml) and TDM reservations. What was decided stands in the ledger, row by row. Turn off only for sites of your own.",
+    )
+    contact: str = Field(
+        "", description="Where the owner of a site reaches you, a URL or an e-mail; part of the user agent."
+    )
+    concurrency: int = Field(32, ge=1, le=512, description="Requests under way at once, over all hosts.")
+    per_host_per_s: float = Field(
+        5.0,
+        gt=0,
+        le=1000,
+        description="Requests per second to one host. A longer Crawl-delay or Retry-After of the site counts.",
+    )
+    timeout_s: float = Field(30.0, gt=0, le=600, description="Seconds one request may take in all.")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="Tries after the first for what may pass: timeouts, broken connections, 429 and 5xx.",
+    )
+    min_success: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="The step stops when fewer than this share of a shard's fetches succeed: then the network or the list is the trouble. What the owner or our rules refuse does not count. Lists of the open web succeed with half or more.",
+    )
+    allow_addresses: str = Field(
+        "",
+        description="Addresses or networks that may be contacted although they are not global, e.g. 10.1.2.3, 10.8.0.0/16; empty = none.",
+    )
+
+
 class IngestConfig(Section):
     """Ingest: where pairs come from and what a picture must satisfy to be decoded."""
 
     source: str = Field(
         "openmoji",
-        description="openmoji, scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH",
+        description="openmoji, openclipart[:PATH], scenes[:COUNT], imagefolder:PATH, hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH, urls:LIST. Several: SOURCE + SOURCE * WEIGHT, where the weight says how often a pair is seen in training relative to the others.",
     )
-    limit: int = Field(0, ge=0, description="Rows to read, 0 = all. The first rows in the source's own order.")
+    limit: int = Field(
+        0, ge=0, description="Rows to read of each source, 0 = all. The first rows in the source's own order."
+    )
     image_px: int = Field(
         64,
         ge=8,
@@ -78,8 +116,10 @@ class IngestConfig(Section):
         "", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title."
     )
     image_column: str = Field(
-        "", description="Image column of hf: and parquet: sources; empty = the first of image, bytes, jpg, png."
+        "",
+        description="Image column of hf: and parquet: sources, URL column of urls:; empty = the first of image, bytes, jpg, png, or of url, image_url, image.",
     )
+    fetch: FetchConfig = Field(FetchConfig(), description="How pictures behind URLs are asked for.")
 
 
 class CurateConfig(Section):

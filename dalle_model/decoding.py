@@ -42,6 +42,22 @@ class Reason(StrEnum):
     TOO_MUCH_MEMORY = "too_much_memory"
     TOO_SLOW = "too_slow"
     DECODER_DIED = "decoder_died"
+    # a URL that was not fetched; `sources.fetching` says which of these are worth another try
+    BAD_URL = "bad_url"
+    ADDRESS_REFUSED = "address_refused"
+    ROBOTS_TXT = "robots_txt"
+    X_ROBOTS_TAG = "x_robots_tag"
+    TDM_RESERVED = "tdm_reserved"
+    HOST_UNKNOWN = "host_unknown"
+    TLS_FAILED = "tls_failed"
+    HTTP_STATUS = "http_status"
+    BAD_RESPONSE = "bad_response"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    FETCH_TIMEOUT = "fetch_timeout"
+    UNREACHABLE = "unreachable"
+    SERVER_BUSY = "server_busy"
+    CUT_OFF = "cut_off"
+    KNOWN = "known"  # the pair is in the earlier set already
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ def _schema(name: str, *fields: pa.Field) -> pa.Schema:
 
 
 # One image with its caption. `image` is a clean re-encoding (PNG, or JPEG for photographs) of an RGB picture:
-# oriented, in sRGB, without alpha or metadata. `key` is the path or URL inside the source; `extra` is JSON.
+# oriented, in sRGB, without alpha or metadata. `key` is the path or URL inside the source; `extra` is JSON. `weight` is
+# that of its source: how often it is seen in training relative to others.
 PAIR = _schema(
     "Pair",
     pa.field("id", pa.string(), nullable=False),
@@ -29,10 +30,12 @@ PAIR = _schema(
     pa.field("licence", pa.string(), nullable=False),
     pa.field("author", pa.string(), nullable=False),
     pa.field("extra", pa.string(), nullable=False),
+    pa.field("weight", pa.float32(), nullable=False),
 )
 
 # What became of every input row: in = kept + rejected. `reason` is empty for a kept row. `rule` names the check,
-# `score` what it measured, `detail` is free text for a person. `thumbnail` is a small JPEG or empty.
+# `score` what it measured, `detail` is free text for a person: why not, or of a kept row who was asked before it was
+# fetched. A rejected fetch has the rule fetch.transient, fetch.permanent or fetch.refused.
 LEDGER = _schema(
     "Ledger",
     pa.field("id", pa.string(), nullable=False),

@@ -14,7 +14,7 @@ from tasks.step import Stage
 
 INGEST = Stage(
     name="ingest",
-    version=1,
+    version=2,
     kind="pairs",
     config=IngestConfig,
     inputs=(),

@@ -31,6 +31,8 @@ class Row:
     licence: str = ""
     author: str = ""
     extra: Mapping[str, Any] | None = None
+    note: str = ""  # what was decided about a row on its way here, e.g. that its owner allows its use
+    rule: str = "ingest"  # who refused it, where `image` is a Refused
 
 
 class Source(Protocol):

@@ -4,15 +4,19 @@ One line stays one row whatever stands in it: a line that is no record is an out
 """
 
 import csv
+import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from dalle_model.decoding import Reason, Refused
+from dalle_model.errors import SourceError
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
@@ -28,15 +32,33 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """Records of a .jsonl or .csv file, streamed."""
-    with open(path, "rb") as stream:
-        yield from _csv_lines(stream) if path.suffix.lower() == ".csv" else _json_lines(stream)
+    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz behind its name it is unpacked on the way."""
+    kind = kind_of(path.name)
+    with path.open("rb") as stream, unpacked(stream, path.name) as plain:
+        try:
+            yield from (
+                _csv_lines(plain, "\t" if kind == "tsv" else ",") if kind in ("csv", "tsv") else _json_lines(plain)
+            )
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SourceError(f"{path} is cut off or damaged ({type(error).__name__}); write it again") from error
+
+
+def kind_of(name: str) -> str:
+    """The kind of a file by its name, small letters, without a .gz behind it: "csv" of "list.CSV.gz"."""
+    return name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def unpacked(stream: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
+    """The stream itself, or what a .gz unpacks to."""
+    if name.lower().endswith(".gz"):
+        return cast(AbstractContextManager[BinaryIO], gzip.GzipFile(fileobj=stream, mode="rb"))
+    return nullcontext(stream)
 
 
 def count_lines(path: Path) -> int:
     """Lines of a file; for progress bars, so the header and blank lines do not matter."""
-    with open(path, "rb") as stream:
-        return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    with path.open("rb") as stream, unpacked(stream, path.name) as plain:
+        return sum(block.count(b"\n") for block in iter(lambda: plain.read(1 << 20), b""))
 
 
 def caption_in(record: dict[str, Any], column: str) -> Any:
@@ -91,11 +113,11 @@ def _no_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _csv_lines(stream: BinaryIO) -> Iterator[Line]:
+def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
     # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text)
+    reader = csv.reader(text, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         try:
@@ -105,11 +127,22 @@ def _csv_lines(stream: BinaryIO) -> Iterator[Line]:
         except csv.Error as error:
             yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {error}"))
             continue
-        if header is None:
+        if not cells:
+            continue
+        if header is None and not any(cell.startswith(("http://", "https://")) for cell in cells):
             header = cells
-        elif len(cells) != len(header) and cells:
+            continue
+        if header is None:  # a list of URLs without headings, as Conceptual Captions has it
+            header = _headings_of(cells)
+        if len(cells) == len(header):
+            yield Line(reader.line_num, dict(zip(header, cells, strict=True)))
+        else:
             yield Line(
                 reader.line_num, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings")
             )
-        elif cells:
-            yield Line(reader.line_num, dict(zip(header, cells, strict=True)))
+
+
+def _headings_of(cells: list[str]) -> list[str]:
+    url = next(n for n, cell in enumerate(cells) if cell.startswith(("http://", "https://")))
+    rest = iter(["text", *(f"column {n}" for n in range(2, len(cells)))])
+    return ["url" if n == url else next(rest) for n in range(len(cells))]

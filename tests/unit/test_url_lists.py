@@ -1,0 +1,401 @@
+"""URL lists: what is fetched, what is not and why, and that no list leads where nobody should go."""
+
+import csv
+import gzip
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.bad_images import encoded, photo
+from support.data_steps import Data
+from support.web_sites import Page, Site, site
+
+from dalle_model.config import FetchConfig, IngestConfig
+from dalle_model.decoding import Refused
+from dalle_model.errors import SourceError, UsageError
+from dalle_model.sources.addresses import AddressPolicy
+from dalle_model.sources.failures import FAILURES
+from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
+from dalle_model.sources.permissions import SiteRules, TdmRules, tag_refuses
+from dalle_model.sources.url_list import UrlList
+
+PNG = encoded(photo(40, 30), "PNG")
+LOOPBACK = AddressPolicy.parse("127.0.0.1")
+FAST = FetchSettings(per_host_per_s=1000, timeout_s=5, retries=0, addresses=LOOPBACK)
+
+
+def fetched(urls: list[str], settings: FetchSettings = FAST) -> list[Fetched | Refused]:
+    with Fetcher(settings) as fetcher:
+        found = list(fetcher.map(enumerate(urls)))
+    assert [number for number, _ in found] == list(range(len(urls)))
+    return [result for _, result in found]
+
+
+def reasons(results: list[Fetched | Refused]) -> list[str]:
+    return [result.reason.value if isinstance(result, Refused) else "fetched" for result in results]
+
+
+def config_of(source: Path, **changes: Any) -> IngestConfig:
+    fetch = FetchConfig(**{"allow_addresses": "127.0.0.1", "per_host_per_s": 1000, "retries": 0, **changes})
+    return IngestConfig(source=f"urls:{source}", image_px=32, rows_per_shard=10, fetch=fetch)
+
+
+def list_of(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(f"{url}\t{caption}\n" for url, caption in rows))
+    return path
+
+
+# ----------------------------------------------------------------------------------------------------- one fetch
+
+
+def test_each_kind_of_answer_has_its_reason_and_class() -> None:
+    pages = {
+        "/ok.png": Page(PNG),
+        "/404.png": Page(status=404),
+        "/busy.png": Page(status=503),
+        "/cut.png": Page(PNG, cut=True),
+        "/slow.png": Page(PNG, slow_s=3),
+        "/announced.png": Page(b"", headers={"Content-Length": "999999999"}),
+        "/endless.png": Page(b"x" * 300_000),
+        "/moved.png": Page(status=302, headers={"Location": "/ok.png"}),
+        "/round.png": Page(status=301, headers={"Location": "/round.png"}),
+        "/to-file.png": Page(status=302, headers={"Location": "file:///etc/passwd"}),
+    }
+    with site(pages) as web:
+        urls = [web.url + path for path in pages]
+        settings = FetchSettings(
+            per_host_per_s=1000, timeout_s=1.5, retries=0, max_bytes=200_000, addresses=LOOPBACK, contact="me@here"
+        )
+        results = fetched(urls, settings)
+    assert dict(zip(pages, reasons(results), strict=True)) == {
+        "/ok.png": "fetched",
+        "/404.png": "http_status",
+        "/busy.png": "server_busy",
+        "/cut.png": "cut_off",
+        "/slow.png": "fetch_timeout",
+        "/announced.png": "too_many_bytes",
+        "/endless.png": "too_many_bytes",
+        "/moved.png": "fetched",
+        "/round.png": "too_many_redirects",
+        "/to-file.png": "bad_url",
+    }
+    assert web.asked.count("/round.png") == 4, "three redirects are followed"
+    assert web.asked.count("/robots.txt") == 1, "a site is asked for its rules once"
+    (agent,) = web.agents
+    assert agent.startswith("dalle-prefect/")
+    assert "me@here" in agent
+    classes = {FAILURES[r.reason] for r in results if isinstance(r, Refused)}
+    assert classes == {"transient", "permanent"}
+
+
+def test_what_may_pass_is_tried_again_and_the_rest_is_not() -> None:
+    with site({"/a": lambda n: Page(PNG) if n else Page(status=503), "/b": Page(status=410)}) as web:
+        settings = FetchSettings(per_host_per_s=1000, retries=1, addresses=LOOPBACK)
+        assert reasons(fetched([web.url + "/a", web.url + "/b"], settings)) == ["fetched", "http_status"]
+        assert (web.asked.count("/a"), web.asked.count("/b")) == (2, 1)
+
+
+def test_a_host_is_not_asked_faster_than_its_pace() -> None:
+    robots = Page(b"User-agent: *\nCrawl-delay: 0.2\n")
+    with site({"/robots.txt": robots, "/a": Page(PNG)}) as web:
+        fetched([web.url + "/a"] * 4)
+        pictures = [t for t, path in zip(web.times, web.asked, strict=True) if path == "/a"]
+    assert pictures[-1] - pictures[0] > 0.4, "a busy machine makes it slower, never faster"
+
+
+OPT_OUTS = {
+    "/robots/a": (Page(PNG), "robots_txt"),
+    "/noai": (Page(PNG, headers={"X-Robots-Tag": "noarchive, noai"}), "x_robots_tag"),
+    "/noml": (Page(PNG, headers={"X-Robots-Tag": "NoML"}), "x_robots_tag"),
+    "/other": (Page(PNG, headers={"X-Robots-Tag": "otherbot: noindex, noai"}), "fetched"),
+    "/mine": (Page(PNG, headers={"X-Robots-Tag": "dalle-prefect: noimageai"}), "x_robots_tag"),
+    "/tdm": (Page(PNG, headers={"TDM-Reservation": "1"}), "tdm_reserved"),
+    "/reserved/a": (Page(PNG), "tdm_reserved"),
+    "/reserved/open": (Page(PNG, headers={"TDM-Reservation": "0"}), "fetched"),
+    "/plain": (Page(PNG), "fetched"),
+}
+
+
+def opted_out() -> dict[str, Any]:
+    rules: list[dict[str, Any]] = [{"location": "/reserved/", "tdm-reservation": 1}]
+    return {
+        "/robots.txt": Page(b"User-agent: dalle-prefect\nDisallow: /robots/\n\nUser-agent: *\nDisallow: /\n"),
+        "/.well-known/tdmrep.json": Page(json.dumps(rules).encode()),
+        **{path: page for path, (page, _) in OPT_OUTS.items()},
+    }
+
+
+def test_the_owner_of_a_site_is_obeyed_and_asked_before_the_picture() -> None:
+    with site(opted_out()) as web:
+        results = fetched([web.url + path for path in OPT_OUTS])
+        assert reasons(results) == [reason for _, reason in OPT_OUTS.values()]
+        assert "/robots/a" not in web.asked
+        assert {FAILURES[r.reason] for r in results if isinstance(r, Refused)} == {"refused"}
+        plain = results[-1]
+        assert isinstance(plain, Fetched)
+        assert plain.decision == "robots.txt allows; no X-Robots-Tag against it; no TDM reservation"
+        on_purpose = fetched(
+            [web.url + path for path in OPT_OUTS],
+            FetchSettings(per_host_per_s=1000, obey_opt_out=False, addresses=LOOPBACK),
+        )
+        assert {r.decision for r in on_purpose if isinstance(r, Fetched)} == {"opt-outs not asked for"}
+
+
+def test_a_redirect_is_judged_by_the_rules_of_where_it_leads() -> None:
+    with site({"/robots.txt": Page(b"User-agent: *\nDisallow: /private/"), "/private/a": Page(PNG)}) as there:
+        away = {"/a": Page(status=302, headers={"Location": there.url + "/private/a"})}
+        with site(away) as here:
+            assert reasons(fetched([here.url + "/a"])) == ["robots_txt"]
+        assert "/private/a" not in there.asked
+
+
+def test_a_site_whose_rules_cannot_be_had_is_left_alone_for_now() -> None:
+    with site({"/robots.txt": Page(status=500), "/a": Page(PNG)}) as web:
+        (result,) = fetched([web.url + "/a"])
+        assert isinstance(result, Refused)
+        assert FAILURES[result.reason] == "transient"
+        assert "/a" not in web.asked
+
+
+@pytest.mark.parametrize(
+    ("rules", "reserved"),
+    [
+        ([{"location": "/", "tdm-reservation": 1}], True),
+        ([{"tdm-reservation": 1}], True),
+        ([{"location": "/*.png$", "tdm-reservation": 1}], True),
+        ([{"location": "/*.jpg$", "tdm-reservation": 1}], False),
+        ([{"location": "/a/", "tdm-reservation": 0}, {"location": "/", "tdm-reservation": 1}], False),
+        ([{"location": "/", "tdm-reservation": 1}, {"location": "/a/", "tdm-reservation": 0}], True),
+        ([{"location": 7, "tdm-reservation": 1}, "x", None], False),
+        ("rubbish", False),
+    ],
+)
+def test_reservations_of_a_site(rules: Any, reserved: bool) -> None:
+    assert TdmRules.parse(json.dumps(rules).encode()).reserves("/a/b.png") is reserved
+
+
+def test_rules_of_unknown_quality_do_no_harm() -> None:
+    SiteRules.parse(b"\xff\xfe\0" * 1000 + b"Disallow /", b"[[[[").allows("http://x/")
+    assert tag_refuses(["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex", ""]) == "noindex"
+    assert not tag_refuses(["max-snippet: 20", "nofollow", ":", ",,"])
+
+
+# ----------------------------------------------------------------------------------------- where nobody should go
+
+NOT_GLOBAL = [
+    "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]", "0.0.0.0", "[::]", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "[fe80::1]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "224.0.0.1", "255.255.255.255",
+    "user@127.0.0.1", "127.0.0.1.",
+]  # fmt: skip
+
+
+class Recorder:
+    """Stands in for name servers and sockets: names answer as told, and whoever connects is written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[list[str]]]) -> None:
+        self.connected: list[str] = []
+        self._answers = answers
+        real = socket.getaddrinfo
+
+        def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+            known = self._answers.get(host)
+            if known is None:
+                return real(host, port, *args, **kwargs)
+            found = known.pop(0) if len(known) > 1 else known[0]
+            family = {True: socket.AF_INET6, False: socket.AF_INET}
+            return [(family[":" in a], socket.SOCK_STREAM, 6, "", (a, port, *[0, 0][: 2 * (":" in a)])) for a in found]
+
+        def connect(sock: socket.socket, address: Any) -> None:
+            self.connected.append(address[0])
+            raise ConnectionRefusedError(111, "refused by the test")
+
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        monkeypatch.setattr("asyncio.selector_events.BaseSelectorEventLoop.sock_connect", self._never(connect))
+
+    def _never(self, connect: Any) -> Any:
+        async def sock_connect(_: Any, sock: socket.socket, address: Any) -> None:
+            connect(sock, address)
+
+        return sock_connect
+
+
+def test_no_spelling_of_a_private_address_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "inside.example": [["10.0.0.7"]],
+        "both.example": [["93.184.216.34", "127.0.0.1"]],
+        "six.example": [["::ffff:192.168.0.1"]],
+        "meta.example": [["169.254.169.254"]],
+    }
+    recorder = Recorder(monkeypatch, names)
+    urls = [f"{scheme}://{host}/a.png" for host in [*NOT_GLOBAL, *names, "localhost"] for scheme in ("http", "https")]
+    for obey in (True, False):
+        results = fetched(urls, FetchSettings(per_host_per_s=1000, retries=0, obey_opt_out=obey))
+        assert not recorder.connected
+        assert set(reasons(results)) <= {"address_refused", "bad_url", "host_unknown"}
+        assert reasons(results).count("address_refused") >= len(urls) - 4
+
+
+def test_an_answer_that_changes_between_two_looks_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch, {"rebind.example": [["93.184.216.34"], ["127.0.0.1"]]})
+    settings = FetchSettings(per_host_per_s=1000, retries=0)
+    results = fetched([f"http://rebind.example:{port}/a.png" for port in (80, 81, 82)], settings)
+    assert set(recorder.connected) <= {"93.184.216.34"}, "only what was judged is connected to"
+    assert set(reasons(results)) <= {"unreachable", "address_refused"}
+
+
+def test_a_redirect_inside_is_refused_like_a_link_inside() -> None:
+    targets = ["http://[::1]:9/a", "http://169.254.169.254/latest/meta-data/", "http://0x7f000002/", "ftp://127.0.0.1/"]
+    pages = {f"/{n}": Page(status=302, headers={"Location": target}) for n, target in enumerate(targets)}
+    with site(pages) as web:
+        assert reasons(fetched([web.url + path for path in pages])) == [*["address_refused"] * 3, "bad_url"]
+
+
+def test_the_allow_list_names_addresses_and_nothing_else() -> None:
+    policy = AddressPolicy.parse("127.0.0.1, 10.8.0.0/16")
+    allowed = ["127.0.0.1", "10.8.3.4", "8.8.8.8", "::ffff:127.0.0.1"]
+    assert [policy.permits(a) for a in allowed] == [True] * 4
+    assert not any(policy.permits(a) for a in ("127.0.0.2", "10.9.0.1", "::1", "rubbish", ""))
+    with pytest.raises(UsageError, match=r"allow_addresses: 'localhost' is no address"):
+        AddressPolicy.parse("localhost")
+
+
+# --------------------------------------------------------------------------------------------------------- lists
+
+
+def write_lists(folder: Path) -> dict[str, Path]:
+    """The same two rows in every form."""
+    rows = [{"url": "http://x.example/1.png", "text": "one, two"}, {"url": "http://x.example/2.png", "text": "drei"}]
+    upper = [{"URL": r["url"], "TEXT": r["text"], "similarity": 0.5} for r in rows]
+    made = {
+        "txt": folder / "a.txt", "csv": folder / "b.csv", "tsv": folder / "c.tsv", "cc": folder / "d.tsv",
+        "jsonl": folder / "e.jsonl", "parquet": folder / "f.parquet",
+    }  # fmt: skip
+    made["txt"].write_text("".join(f"{r['url']} {r['text']}\n\n" for r in rows))
+    for name, delimiter in (("csv", ","), ("tsv", "\t")):
+        with made[name].open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "url"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    made["cc"].write_text("".join(f"{r['text']}\t{r['url']}\n" for r in rows))
+    made["jsonl"].write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pq.write_table(pa.Table.from_pylist(upper), made["parquet"])
+    for name, path in list(made.items()):
+        made[f"{name}.gz"] = path.with_name(path.name + ".gz")
+        made[f"{name}.gz"].write_bytes(gzip.compress(path.read_bytes()))
+    return made
+
+
+def test_every_form_of_a_list_has_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch, {"x.example": [["127.0.0.1"]]})
+    for name, path in write_lists(tmp_path).items():
+        source = UrlList(str(path), IngestConfig())
+        rows = [(row.key, row.caption) for row in source.rows(0)]
+        assert rows == [("http://x.example/1.png", "one, two"), ("http://x.example/2.png", "drei")], name
+        assert [row.key for row in source.rows(1)] == ["http://x.example/2.png"], name
+        assert [row.key for row in source.rows_of({1})] == ["http://x.example/2.png"], name
+        assert source.identity() == UrlList(str(path), IngestConfig()).identity()
+    assert not recorder.connected
+
+
+def test_trouble_with_a_list_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"url,text\nhttp://x/1,one\n")[:-9])
+    with pytest.raises(SourceError, match="cut off or damaged"):
+        list(UrlList(str(tmp_path / "a.csv.gz"), IngestConfig()).rows(0))
+    (tmp_path / "a.parquet").write_bytes(b"rubbish")
+    with pytest.raises(SourceError, match="cannot be read"):
+        UrlList(str(tmp_path / "a.parquet"), IngestConfig()).count()
+    (tmp_path / "a.xlsx").write_bytes(b"rubbish")
+    with pytest.raises(SourceError, match="is no list"):
+        UrlList(str(tmp_path / "a.xlsx"), IngestConfig())
+
+
+def test_a_row_without_a_caption_or_url_costs_no_request(tmp_path: Path) -> None:
+    with site({"/1.png": Page(PNG)}) as web:
+        path = tmp_path / "a.jsonl"
+        lines: list[dict[str, Any]] = [{"url": web.url + "/1.png"}, {"url": 7, "text": "x"}, {"text": "no link"}]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
+        found = [row.image for row in UrlList(str(path), config_of(path)).rows(0)]
+        assert reasons(found) == ["no_caption", "bad_metadata", "bad_metadata", "bad_metadata"]  # type: ignore[arg-type]
+        assert not web.asked
+
+
+# ---------------------------------------------------------------------------------------------------- the whole step
+
+
+def web_of(count: int, web: Site) -> list[tuple[str, str]]:
+    for n in range(count):
+        web.pages[f"/{n}.png"] = Page(encoded(photo(40, 30, seed=n), "PNG"))
+    return [(f"{web.url}/{n}.png", f"picture {n}") for n in range(count)]
+
+
+def test_what_was_decided_stands_in_the_ledger(tmp_path: Path) -> None:
+    with site(opted_out() | {"/busy": Page(status=503)}) as web:
+        paths = [*OPT_OUTS, "/busy", "/gone"]
+        source = list_of(tmp_path / "a.tsv", [(web.url + path, f"picture {path}") for path in paths])
+        data = Data(tmp_path)
+        manifest = data.ingest(config_of(source))
+    ledger = {row["key"].removeprefix(web.url): row for row in data.rows(manifest, "ledger")}
+    assert len(ledger) == manifest.stats["rows_in"] == manifest.stats["kept"] + manifest.stats["rejected"] == 11
+    assert ledger["/plain"]["kept"]
+    assert ledger["/plain"]["detail"] == "robots.txt allows; no X-Robots-Tag against it; no TDM reservation"
+    assert [ledger[path]["rule"] for path in ("/noai", "/busy", "/gone")] == [
+        "fetch.refused", "fetch.transient", "fetch.permanent",
+    ]  # fmt: skip
+    assert ledger["/busy"]["score"] == 503
+    assert manifest.stats["fetches"] == {"refused": 6, "fetched": 3, "permanent": 1, "transient": 1}
+    assert str(tmp_path) not in json.dumps(manifest.model_dump(mode="json", exclude={"facts"}))
+
+
+def test_the_same_list_gives_the_same_manifest_however_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.job import Job, StopRequested
+
+    with site({}) as web:
+        source = list_of(tmp_path / "a.tsv", web_of(45, web))
+        web.pages["/7.png"] = Page(status=404)
+        web.pages["/3.png"] = Page(web.pages["/3.png"].body, slow_s=0.3)  # type: ignore[union-attr]
+        one = Data(tmp_path / "one", workers=1).ingest(config_of(source, concurrency=1))
+        before = web.asked.count("/1.png")
+        commit, commits = Job.commit_part, []
+
+        def stopping(job: Job, n: int, part: object) -> None:
+            commit(job, n, part)  # type: ignore[arg-type]
+            commits.append(n)
+            if len(commits) in (1, 3):
+                raise StopRequested
+
+        monkeypatch.setattr(Job, "commit_part", stopping)
+        data = Data(tmp_path / "many", workers=3)
+        for _ in range(2):
+            with pytest.raises(StopRequested):
+                data.ingest(config_of(source, concurrency=16, contact="x"))
+        assert data.ingest(config_of(source)).sha256 == one.sha256
+        assert web.asked.count("/1.png") == before + 1, "what is in a receipt is not asked for again"
+
+
+def test_the_limit_is_not_passed_by_looking_ahead(tmp_path: Path) -> None:
+    with site({}) as web:
+        source = list_of(tmp_path / "a.tsv", web_of(40, web))
+        manifest = Data(tmp_path).ingest(config_of(source).model_copy(update={"limit": 12}))
+        assert manifest.rows == len([path for path in web.asked if path.endswith(".png")]) == 12
+
+
+def test_a_list_whose_fetches_fail_stops_the_step_and_names_the_cause(tmp_path: Path) -> None:
+    with site({}) as web:
+        rows = web_of(8, web) + [(f"{web.url}/none/{n}", f"gone {n}") for n in range(90)]
+        source = list_of(tmp_path / "a.tsv", rows)
+        data = Data(tmp_path)
+        with pytest.raises(
+            SourceError,
+            match=r"only \d of the last \d\d fetches succeeded, most failed \(\d+\) as http_status; the last is http",
+        ):
+            data.ingest(config_of(source, concurrency=2))
+        assert len([path for path in web.asked if path.startswith("/none")]) < 90, "it stops before the end"
+        allowed = config_of(source, min_success=0.0).model_copy(update={"max_rejected_share": 0.95})
+        assert data.ingest(allowed).rows == 8
