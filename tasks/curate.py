@@ -29,6 +29,8 @@ from tasks.settings import Settings
 from tasks.step import open_store
 from tasks.tables import TableFile
 
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
 _SHEET_TILES = 48
 _COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "extra"]
 
@@ -56,7 +58,7 @@ def work(job: Job) -> Outcome:
         first = 0
         for shard, table in enumerate(_tables(job, features)):
             verdict = selection.verdict[first : first + table.num_rows]
-            curated.add_table(_curated(table, selection, shard, first))
+            curated.add_table(_curated(table, selection, shard, first, _weights(job, shard)))
             ledger.add_table(_ledger(table, verdict, selection))
             scores.add_table(_scores(table, selection))
             clusters.add_table(cluster_rows(table, selection, first))
@@ -138,7 +140,16 @@ def _tables(job: Job, features: list[ObjectRef]) -> Iterator[pa.Table]:
         yield pq.read_table(job.fetch(obj))
 
 
-def _curated(table: pa.Table, selection: Selection, shard: int, first: int) -> pa.Table:
+def _weights(job: Job, shard: int) -> Floats:
+    """Weight of every pair of a shard, which is its source's."""
+    obj = job.inputs["pairs"].objects_of("pairs")[shard]
+    if not obj.rows:
+        return np.zeros(0, np.float32)
+    weights: Floats = pq.read_table(job.fetch(obj), columns=["weight"])["weight"].to_numpy()
+    return weights
+
+
+def _curated(table: pa.Table, selection: Selection, shard: int, first: int, weights: Floats) -> pa.Table:
     end = first + table.num_rows
     rows = np.flatnonzero(selection.kept[first:end])
     kept = table.take(rows)
@@ -150,7 +161,7 @@ def _curated(table: pa.Table, selection: Selection, shard: int, first: int) -> p
             "row": pa.array(rows, pa.int32()),
             "caption": kept["caption"],
             "split": pa.array(names.tolist(), pa.string()),
-            "weight": pa.array(np.ones(len(rows), np.float32)),
+            "weight": pa.array(weights[rows]),
             "cluster": pa.array([f"{int(c):016x}" for c in selection.clusters[first:end][rows]], pa.string()),
         },
         schema=CURATED,

@@ -5,13 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 
 from dalle_model.config import CurateConfig, IngestConfig
-from dalle_model.errors import DataError, SourceError
+from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.records import LEDGER, PAIR, pair_id
 from tasks.job import Job, StopRequested
 from tasks.stages import INGEST
@@ -172,3 +173,83 @@ def test_openmoji_is_drawn(tmp_path: Path) -> None:
     assert all((row["width"], row["height"], row["author"]) == (32, 32, "OpenMoji") for row in rows)
     colours = [len(Image.open(io.BytesIO(row["image"])).getcolors(2000) or []) for row in rows]
     assert min(colours) > 5, "each picture shows something"
+
+
+def test_several_sources_share_a_run_each_with_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = folder_of(tmp_path / "a", 25, bad=(3,)), folder_of(tmp_path / "b", 12)
+    both = f"imagefolder:{first} + scenes:15 * 0.5 + imagefolder:{second} * 3"
+    config = IngestConfig(source=both, image_px=32, rows_per_shard=10)
+    data = Data(tmp_path / "one", workers=1)
+    manifest = data.ingest(config)
+    rows = data.rows(manifest, "pairs")
+    assert {(row["source"], row["weight"]) for row in rows} == {
+        ("imagefolder", 1.0),
+        ("scenes", 0.5),
+        ("imagefolder#2", 3.0),
+    }
+    assert [obj.rows for obj in manifest.objects_of("ledger")] == [10, 10, 5, 10, 5, 10, 2], (
+        "no shard holds two sources"
+    )
+    curated = data.curate(CurateConfig(valid_share=0), manifest)
+    shards = [pq.read_table(io.BytesIO(data.store.read(obj))).to_pylist() for obj in manifest.objects_of("pairs")]
+    chosen = data.rows(curated, "curated")
+    assert [row["weight"] for row in chosen] == [shards[row["shard"]][row["row"]]["weight"] for row in chosen]
+    assert len({row["weight"] for row in chosen}) == 2, "the third source holds pairs of the first"
+    commit, commits = Job.commit_part, []
+
+    def stopping(job: Job, n: int, part: object) -> None:
+        commit(job, n, part)  # type: ignore[arg-type]
+        commits.append(n)
+        if len(commits) in (2, 3, 5):
+            raise StopRequested
+
+    monkeypatch.setattr(Job, "commit_part", stopping)
+    again = Data(tmp_path / "two", workers=3)
+    for _ in range(3):
+        with pytest.raises(StopRequested):
+            again.ingest(config)
+    assert again.ingest(config).sha256 == manifest.sha256
+    other = config.model_copy(update={"source": both.replace("* 3", "* 2")})
+    assert again.ingest(other).fingerprint != manifest.fingerprint
+    limited = again.ingest(config.model_copy(update={"limit": 4}))
+    assert limited.stats["rows_in"] == 12, "the limit is that of each source"
+
+
+@pytest.mark.parametrize("words", ["openmoji + ", "scenes * 0", "scenes * x", "scenes * inf", "openmoji:x", "urls"])
+def test_words_that_name_no_source_are_refused(tmp_path: Path, words: str) -> None:
+    with pytest.raises(UsageError, match="source"):
+        Data(tmp_path).ingest(IngestConfig(source=words))
+
+
+def test_openclipart_takes_its_words_from_the_drawing(tmp_path: Path) -> None:
+    root = tmp_path / "openclipart"
+    svg = (
+        '<svg xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:cc="http://web.resource.org/cc/" '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><metadata><rdf:RDF><cc:Work>'
+        "<dc:title>{title}</dc:title><dc:creator><cc:Agent><dc:title>Ann</dc:title></cc:Agent></dc:creator>"
+        "<dc:subject><rdf:Bag><rdf:li>sea</rdf:li><rdf:li> </rdf:li><rdf:li>fish</rdf:li></rdf:Bag></dc:subject>"
+        '<cc:license rdf:resource="http://web.resource.org/cc/PublicDomain"/></cc:Work></rdf:RDF></metadata>&broken;'
+    )
+    drawn = {"animals/dolphin_01": "Dolphin", "icons/mail": "Flat Theme", "icons/no_title": "", "bare": None}
+    for name, title in drawn.items():
+        for folder, suffix in (("png", ".png"), ("svg", ".svg")):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            path = (root / folder / name).with_suffix(suffix)
+            if folder == "png":
+                path.write_bytes(encoded(photo(40, 30, seed=len(name)), "PNG"))
+            elif title is not None:
+                path.write_text(svg.format(title=title))
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source=f"openclipart:{root}", image_px=32))
+    found = {row["key"]: row for row in data.rows(manifest, "pairs")}
+    assert {key: row["caption"] for key, row in found.items()} == {
+        "png/animals/dolphin_01.png": "Dolphin",
+        "png/icons/mail.png": "mail, Flat Theme",
+        "png/icons/no_title.png": "no title, sea, fish",
+        "png/bare.png": "bare",
+    }
+    dolphin = found["png/animals/dolphin_01.png"]
+    assert (dolphin["author"], dolphin["licence"]) == ("Ann", "public domain")
+    assert json.loads(dolphin["extra"])["keywords"] == "sea, fish"
+    with pytest.raises(SourceError, match="apt-get install openclipart-png"):
+        data.ingest(IngestConfig(source=f"openclipart:{tmp_path}"))
