@@ -201,6 +201,87 @@ class CurateConfig(Section):
         le=12,
         description="Near an excluded picture is what differs from it in at most this many bits of the perceptual hash (or by embedding_distance, where an embedding is set).",
     )
+    languages: str = Field(
+        "",
+        pattern=r"^([a-z]{2}(,[a-z]{2})*)?$",
+        description="Languages of captions kept, ISO 639-1 codes between commas, e.g. en,de; empty = those of the preset (dalle2021 and datacomp_basic keep en, none keeps all). Captions below four words count only by their alphabet.",
+    )
+    max_foreign: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="How certain it may be, at most, that a caption is in another language. At 0.7 no English emoji name was lost and 84 to 100 % of those in 12 other languages went; doubt keeps a row.",
+    )
+    boilerplate_min_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of all captions (and 20 at least) that must hold a phrase of 3 to 8 words, or be equal, to be mined as boilerplate; 0 = nothing is mined.",
+    )
+    max_mined_boilerplate: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the caption's words in mined phrases at most, 1 = off: what is frequent may be content, so read the report's list first.",
+    )
+    boilerplate_allow: str = Field(
+        "", description="Phrases between semicolons that are content: mined phrases that hold one of them do not count."
+    )
+    max_profanity: int = Field(
+        0, ge=0, description="Words on the package's list of profanity in a caption at most; 1000 = off."
+    )
+    policy_file: str = Field(
+        "",
+        description="Path of an own list of words: UTF-8, one term a line (a word, a word with * for any ending, a phrase), # for comments. Its content enters the fingerprint, not its place.",
+    )
+    max_policy: int = Field(0, ge=0, description="Terms of the own list in a caption at most.")
+    mask_personal_data: bool = Field(
+        True,
+        description="Replace e-mail addresses, telephone numbers, payment cards and street addresses in captions by words such as [email]. The masked caption is what goes on.",
+    )
+    max_personal_data: int = Field(
+        1000, ge=0, description="Findings of personal data in a caption at most, masked or not; 1000 = off."
+    )
+    max_blur: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Blur at most, 0 sharp to 1, 1 = off; measured on the stored picture, so a picture that was scaled down looks sharp.",
+    )
+    max_text_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the picture in lines of upright print at most, 1 = off. 0.02 finds captions burnt in; needs pictures of 128 px or more.",
+    )
+    max_watermark: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Repetition of fine detail at most, 1 = off. 0.5 parts photographs with a tiled mark from those without; patterns and stripes score high too.",
+    )
+    nsfw_model: str = Field(
+        "",
+        description="Classifier of pictures: nudenet (`pip install .[nsfw]`), or the path of a Hugging Face image-classification folder with a label nsfw. Empty = not checked, which does not mean safe.",
+    )
+    max_nsfw: float = Field(
+        0.8, ge=0, le=1, description="Score of that classifier at most. nudenet gives 0.4 to harmless icons."
+    )
+    agreement_model: str = Field(
+        "",
+        description="Model that scores whether caption and picture fit: a model artifact of this store (fingerprint or name), or the path of a Hugging Face CLIP folder. Empty = not checked.",
+    )
+    min_agreement: float = Field(
+        -1000.0,
+        ge=-1000,
+        description="Agreement at least: cosine of a CLIP model (LAION kept 0.28), or nats per caption token that the picture brings to a model artifact. -1000 = off, the score is filed alone.",
+    )
+    aesthetic_weight: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="How far the aesthetic score moves a pair's sampling weight: weight = 1 + aesthetic_weight x (2 x score - 1). 0 = all weights are 1.",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

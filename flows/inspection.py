@@ -248,11 +248,8 @@ def export(settings: Settings, ref: str, place: str) -> Shown:
 
 def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
     """``dalle what-if``: a scan of stored scores; nothing is computed again."""
-    import io
-
-    import pyarrow.parquet as pq
-
     from dalle_model.curation.what_if import what_if as moves_of
+    from tasks.curate_scores import stored_tables
 
     store = open_store(settings)
     manifest = store.resolve(ref)
@@ -260,8 +257,7 @@ def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
         raise UsageError(
             f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of a curated one, see `dalle ls --kind curated`"
         )
-    tables = (pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("features"))
-    moves = moves_of(tables, config.curate)
+    moves = moves_of(stored_tables(store, manifest, config.curate), config.curate)
     lines = [f"{'knob':28} {'threshold':>10} {'kept':>9} {'gained':>8} {'lost':>8}"]
     lines += [f"{m.knob:28} {m.threshold:10.4g} {m.kept:9,} {m.gained:8,} {m.lost:8,}" for m in moves]
     return {"moves": [dataclasses.asdict(m) for m in moves]}, lines

@@ -5,7 +5,6 @@ another threshold costs a scan and no picture is decoded again.
 """
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,13 +14,14 @@ import pyarrow.parquet as pq
 
 from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
-from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure
-from dalle_model.curation.rules import NOT_CHECKED, RULES, RULES_VERSION
+from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure, versions
+from dalle_model.curation.rules import not_checked, rules_of
 from dalle_model.curation.selection import REMOVED, SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
 from dalle_model.sheets import contact_sheet
 from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
+from tasks.curate_scores import outside_of, scored
 from tasks.job import Job, Outcome
 from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
 from tasks.removals import withdrawn_in
@@ -32,14 +32,18 @@ from tasks.tables import TableFile
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 _SHEET_TILES = 48
-_COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "extra"]
+_COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "licence", "extra"]
 
 
 def identity(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config with excluded sets by their content instead of their names. RefNotFound when one is not there."""
+    """The config with excluded sets, files and models by their content instead of their names.
+
+    Raises RefNotFound or UsageError for what is not there and for an unknown language, DataError for a damaged list.
+    """
     found = excluded(open_store(settings), config.exclude) if config.exclude else []
-    recorded = config.model_dump(mode="json") | {"exclude": sorted(m.fingerprint for m in found)}
-    return recorded, {f"exclude.{m.fingerprint[:16]}": m.fingerprint for m in found}
+    recorded, outside = outside_of(config)
+    recorded |= {"exclude": sorted(m.fingerprint for m in found)}
+    return recorded, outside | {f"exclude.{m.fingerprint[:16]}": m.fingerprint for m in found}
 
 
 def work(job: Job) -> Outcome:
@@ -48,7 +52,8 @@ def work(job: Job) -> Outcome:
     started = time.monotonic()
     features = _measured(job, job.inputs["pairs"])
     measured_s = time.monotonic() - started
-    selection = select(_tables(job, features), config, _outside(job))
+    found = scored(job, features)
+    selection = select(found.tables(job), config, _outside(job))
     with (
         TableFile(job.spool / "curated.parquet", CURATED) as curated,
         TableFile(job.spool / "ledger.parquet", LEDGER) as ledger,
@@ -56,11 +61,12 @@ def work(job: Job) -> Outcome:
         TableFile(job.spool / "clusters.parquet", CLUSTER) as clusters,
     ):
         first = 0
-        for shard, table in enumerate(_tables(job, features)):
+        for shard, table in enumerate(found.tables(job)):
             verdict = selection.verdict[first : first + table.num_rows]
-            curated.add_table(_curated(table, selection, shard, first, _weights(job, shard)))
+            weights = _weights(job, shard) * _liking(table, config)
+            curated.add_table(_curated(table, selection, shard, first, weights))
             ledger.add_table(_ledger(table, verdict, selection))
-            scores.add_table(_scores(table, selection))
+            scores.add_table(_scores(table, selection, config))
             clusters.add_table(cluster_rows(table, selection, first))
             first += table.num_rows
             job.check_stop()
@@ -80,7 +86,9 @@ def work(job: Job) -> Outcome:
         job.put(_sheet(job, selection, kept=False), ext="png", role="sheet.rejected"),
     )
     facts = {"measure_s": round(measured_s, 3), "curate_s": round(time.monotonic() - started, 3)}
-    return Outcome(objects=(*objects, *features, *sheets), rows=rows, stats=_stats(selection), facts=facts)
+    return Outcome(
+        objects=(*objects, *features, *found.objects, *sheets), rows=rows, stats=_stats(selection, config), facts=facts
+    )
 
 
 def _outside(job: Job) -> Outside:
@@ -106,8 +114,7 @@ def _outside(job: Job) -> Outside:
 
 def _measured(job: Job, pairs: Manifest) -> list[ObjectRef]:
     """Features of every shard of pairs. Their receipts hang on the pairs alone, so other thresholds find them."""
-    versions = {"features": FEATURES_VERSION, "rules": RULES_VERSION}
-    shared = fingerprint("features", FEATURES_VERSION, versions, {"pairs": pairs.fingerprint})
+    shared = fingerprint("features", FEATURES_VERSION, versions(), {"pairs": pairs.fingerprint})
     shards = pairs.objects_of("pairs")
     found = job.store.parts(shared)
     missing = {obj.key for obj in job.store.missing(obj for part in found.values() for obj in part.objects)}
@@ -132,12 +139,6 @@ def _measure_shard(job: Job, shard: ObjectRef, number: int, threads: ThreadPoolE
             for group in range(file.num_row_groups):
                 out.add_table(measure(file.read_row_group(group, columns=_COLUMNS), threads))
         return job.put(out.finish(), ext="parquet", role="features", rows=out.rows)
-
-
-def _tables(job: Job, features: list[ObjectRef]) -> Iterator[pa.Table]:
-    """Feature tables shard by shard."""
-    for obj in features:
-        yield pq.read_table(job.fetch(obj))
 
 
 def _weights(job: Job, shard: int) -> Floats:
@@ -168,6 +169,13 @@ def _curated(table: pa.Table, selection: Selection, shard: int, first: int, weig
     )
 
 
+def _liking(table: pa.Table, config: CurateConfig) -> Floats:
+    """Factor of every pair's weight, about 1: what looks better is drawn more often in training, nothing never."""
+    beauty = np.asarray(table["aesthetic"], np.float64)
+    factor: Floats = (1 + config.aesthetic_weight * (2 * beauty - 1)).astype(np.float32)
+    return factor
+
+
 def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selection: Selection) -> pa.Table:
     tests = selection.tests
     score = np.full(len(verdict), np.nan)
@@ -189,10 +197,10 @@ def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selec
     )
 
 
-def _scores(table: pa.Table, selection: Selection) -> pa.Table:
+def _scores(table: pa.Table, selection: Selection, config: CurateConfig) -> pa.Table:
     """Every score of every rule with its verdict under the thresholds of this curation."""
     pieces = []
-    for rule in RULES:
+    for rule in rules_of(config):
         scores = np.asarray(table[rule.name].to_numpy(), np.float64)
         passed = np.ones(len(scores), bool)
         for test in selection.tests:
@@ -209,7 +217,7 @@ def _scores(table: pa.Table, selection: Selection) -> pa.Table:
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def _stats(selection: Selection) -> dict[str, Any]:
+def _stats(selection: Selection, config: CurateConfig) -> dict[str, Any]:
     return {
         "rows_in": len(selection.verdict),
         "kept": int(selection.kept.sum()),
@@ -218,7 +226,7 @@ def _stats(selection: Selection) -> dict[str, Any]:
         "splits": selection.splits(),
         **kin_stats(selection),
         "thresholds": {test.reason: test.words for test in selection.tests},
-        "not_checked": list(NOT_CHECKED),
+        "not_checked": not_checked(config),
     }
 
 

@@ -59,14 +59,15 @@ def _input(store: Store, manifest: Manifest, name: str) -> Manifest:
     return found
 
 
-def _chosen(store: Store, manifest: Manifest, scratch: Path) -> dict[tuple[int, int], str]:
-    """Split by (shard, row) of the kept pairs."""
-    table = pq.read_table(store.fetch(manifest.object_of("curated"), scratch), columns=["shard", "row", "split"])
-    return {(row["shard"], row["row"]): row["split"] for row in table.to_pylist()}
+def _chosen(store: Store, manifest: Manifest, scratch: Path) -> dict[tuple[int, int], tuple[str, str]]:
+    """(split, caption) by (shard, row) of the kept pairs; the caption is the one that goes on, e.g. masked."""
+    columns = ["shard", "row", "split", "caption"]
+    table = pq.read_table(store.fetch(manifest.object_of("curated"), scratch), columns=columns)
+    return {(row["shard"], row["row"]): (row["split"], row["caption"]) for row in table.to_pylist()}
 
 
 def _export_shard(
-    shard: Path, number: int, chosen: dict[tuple[int, int], str] | None, folder: Path, lines: TextIO
+    shard: Path, number: int, chosen: dict[tuple[int, int], tuple[str, str]] | None, folder: Path, lines: TextIO
 ) -> int:
     written = index = 0
     with pq.ParquetFile(shard) as file:
@@ -81,7 +82,7 @@ def _export_shard(
                 (folder / name).write_bytes(row["image"])
                 record = {"file_name": name, "text": row["caption"], **{key: row[key] for key in _CARRIED}}
                 if chosen is not None:
-                    record["split"] = chosen[place]
+                    record["split"], record["text"] = chosen[place]
                 lines.write(json.dumps(record, ensure_ascii=False) + "\n")
                 written += 1
     return written

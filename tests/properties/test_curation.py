@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS, captions_per_picture, cluster, first_of_each, split_of
-from dalle_model.curation.features import FEATURES
 from dalle_model.curation.hashes import near_pairs, perceptual_hashes
-from dalle_model.curation.rules import RULES, checks
+from dalle_model.curation.rules import checks, rules_of
 from dalle_model.curation.what_if import what_if
 
 numbers = st.integers(0, 2**64 - 1)
@@ -139,13 +138,12 @@ def test_what_if_says_what_curation_with_that_threshold_does(seed: int, factor: 
     count = 60
     scores = {
         rule.name: np.where(rng.random(count) < 0.1, np.nan, rng.choice([0.3, 1, 2, 3, 5, 20, 40, 900], count))
-        for rule in RULES
+        for rule in rules_of(CurateConfig())
     }
     plain = {name: [f"{n:064x}" for n in range(count)] for name in ("id", "source", "key", "caption")}
     numbers_ = {name: rng.integers(0, 2**63, count, dtype=np.uint64) for name in ("picture", "phash")}
     table = pa.table(
-        {**plain, **numbers_, **{k: pa.array(v, pa.float64(), from_pandas=True) for k, v in scores.items()}},
-        schema=FEATURES,
+        {**plain, **numbers_, **{k: pa.array(v, pa.float64(), from_pandas=True) for k, v in scores.items()}}
     )
     config = CurateConfig(min_caption_words=2, min_caption_chars=2, max_word_repetition=0.9)
     verdicts = [np.all([c.passed(scores[c.rule]) for c in checks(config)], axis=0)]

@@ -1,0 +1,105 @@
+"""Scores that depend on more than a pair: mined phrases, own lists of words, and models; and their place in fingerprints.
+
+Stored as objects of the curated artifact, so another threshold, and ``dalle curate --what-if``, only reads them.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.config import CurateConfig
+from dalle_model.curation.features import versions
+from dalle_model.curation.judging import Context, check_languages, judged
+from dalle_model.curation.phrases import PHRASES, Phrasebook, mine
+from dalle_model.curation.texts import one_array
+from dalle_model.curation.word_lists import WordList, parse_list
+from dalle_model.errors import UsageError
+from tasks.artifacts import Manifest, ObjectRef
+from tasks.job import Job
+from tasks.store import Store
+from tasks.tables import TableFile
+
+PHRASES_ROLE = "phrases"
+
+
+def outside_of(config: CurateConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config without places, and digests of what lies there.
+
+    Raises UsageError for an unknown language or a file that is not there, DataError for a damaged list.
+    """
+    check_languages(config)
+    outside = {f"curation.{name}": str(value) for name, value in versions().items()}
+    if config.policy_file:
+        outside["policy_file"] = policy_list(config.policy_file).digest
+    return config.model_dump(mode="json") | {"policy_file": ""}, outside
+
+
+def policy_list(path: str) -> WordList:
+    """The own list of words. UsageError when it cannot be read, DataError when it is no list."""
+    try:
+        return parse_list(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise UsageError(
+            f"curate.policy_file {path!r} cannot be read ({error.strerror}); give the path of a text file"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Features of a pairs artifact as a config's rules see them; ``objects`` are what was made for that."""
+
+    config: CurateConfig
+    features: Sequence[ObjectRef]
+    objects: tuple[ObjectRef, ...]
+    context: Context
+
+    def tables(self, job: Job) -> Iterator[pa.Table]:
+        """``judging.judged`` tables, shard by shard."""
+        for obj in self.features:
+            yield judged(pq.read_table(job.fetch(obj)), self.config, self.context)
+
+
+def scored(job: Job, features: Sequence[ObjectRef]) -> Scored:
+    """Make what the config asks for beside the features."""
+    config: CurateConfig = job.config
+    policy = policy_list(config.policy_file) if config.policy_file else None
+    if policy is not None and policy.digest != job.spec.recorded_config["outside"].get("policy_file"):
+        raise UsageError(f"{config.policy_file} changed after this step began; run it again")
+    mined, phrases = _mined(job, config, features)
+    return Scored(config, features, mined, Context(phrases, policy))
+
+
+def _mined(
+    job: Job, config: CurateConfig, features: Sequence[ObjectRef]
+) -> tuple[tuple[ObjectRef, ...], Phrasebook | None]:
+    if not config.boilerplate_min_share:
+        return (), None
+
+    def captions() -> Iterator[pa.Array]:
+        for obj in features:
+            yield one_array(pq.read_table(job.fetch(obj), columns=["caption"])["caption"])
+            job.check_stop()
+
+    table = mine(captions, config.boilerplate_min_share, config.boilerplate_allow)
+    with TableFile(job.spool / "phrases.parquet", PHRASES) as out:
+        out.add_table(table)
+        obj = job.put(out.finish(), ext="parquet", role=PHRASES_ROLE, rows=table.num_rows)
+    return (obj,), Phrasebook.of(table)
+
+
+def stored_tables(store: Store, curated: Manifest, config: CurateConfig) -> Iterator[pa.Table]:
+    """``judging.judged`` tables of a curated artifact from its stored scores; nothing is measured again."""
+    check_languages(config)
+    policy = policy_list(config.policy_file) if config.policy_file else None
+    phrases = None
+    if config.boilerplate_min_share:
+        mined = curated.objects_of(PHRASES_ROLE)
+        tables = [pq.read_table(io.BytesIO(store.read(obj))) for obj in mined]
+        phrases = Phrasebook.of(pa.concat_tables(tables)) if tables else Phrasebook()
+    for obj in curated.objects_of("features"):
+        yield judged(pq.read_table(io.BytesIO(store.read(obj))), config, Context(phrases, policy))
