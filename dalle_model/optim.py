@@ -23,7 +23,18 @@ def lr_share(config: OptimConfig, step: int) -> float:
         return 1 - (1 - low) * progress
     if config.schedule == "wsd":
         return 1.0 if progress < 0.8 else 1 - (1 - low) * (progress - 0.8) / 0.2
+    if config.schedule == "halving":
+        return halved(progress)
     return 1.0
+
+
+def halved(progress: float, times: int = 5) -> float:
+    """1, halved ``times`` times at even distances as ``progress`` goes from 0 to 1.
+
+    The paper halved when the loss stood still, five times, to 1/32 in the end (appendix B.2). A plateau cannot be told
+    from the step alone; even distances keep the number and the end, and a resumed run the same.
+    """
+    return 0.5 ** min(times, int(progress * (times + 1)))
 
 
 def _orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:

@@ -16,6 +16,7 @@ from dalle_model.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from flows.large_presets import LARGE_PRESETS
 
 
 def tiny() -> PipelineConfig:
@@ -144,4 +145,9 @@ def scenes() -> PipelineConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], PipelineConfig]] = {"quickstart": quickstart, "scenes": scenes, "tiny": tiny}
+PRESETS: dict[str, Callable[[], PipelineConfig]] = {
+    "quickstart": quickstart,
+    "scenes": scenes,
+    "tiny": tiny,
+    **LARGE_PRESETS,
+}

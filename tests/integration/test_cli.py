@@ -28,6 +28,7 @@ COMMANDS = (
     "forget",
     "presets",
     "config",
+    "cost",
     "doctor",
     "deploy",
     "up",

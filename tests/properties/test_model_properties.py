@@ -81,7 +81,10 @@ def test_ranks_share_each_batch_and_epochs_hold_each_row_once(
 
 @quick
 @given(
-    st.integers(1, 400), st.integers(0, 60), st.sampled_from(["constant", "cosine", "linear", "wsd"]), st.floats(0, 1)
+    st.integers(1, 400),
+    st.integers(0, 60),
+    st.sampled_from(["constant", "cosine", "linear", "wsd", "halving"]),
+    st.floats(0, 1),
 )
 def test_step_size_stays_between_zero_and_its_peak(steps: int, warmup: int, schedule: str, final: float) -> None:
     config = OptimConfig.model_validate(
