@@ -473,6 +473,57 @@ class TokenizerConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """Augmentation: further token rows of each training pair that keep its meaning."""
+
+    copies: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Token rows of each training pair beside its own, 0 = off. Each has a crop, a tone and a wording of its own.",
+    )
+    crop: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Share of the side that a crop leaves out at most; more loses what the caption names.",
+    )
+    colour: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Change of brightness and contrast at most, as a share; never of the hue, and not where the caption speaks of light or dark.",
+    )
+    mirror: bool = Field(
+        True,
+        description="Mirror half of the copies, but none whose caption names flags, writing, arrows, clocks or their like. Writing that no caption mentions is not seen: then switch it off.",
+    )
+    templates: tuple[str, ...] = Field(
+        (),
+        description='Sentences around the caption, e.g. ["a picture of {}"]; each takes as many copies as the plain caption does.',
+    )
+    aliases: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of copies whose caption is another name that the source gives, where it gives one.",
+    )
+    keywords: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of copies with one of the source's own keywords after the caption, where it has some.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of all copies.")
+
+    @model_validator(mode="after")
+    def _places(self) -> Self:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold {{}} once: the place of the caption")
+        return self
+
+
 class EncodeConfig(Section):
     """Encode: pictures to image tokens, captions to text tokens, as Parquet."""
 
@@ -483,6 +534,9 @@ class EncodeConfig(Section):
     )
     max_text_tokens: int = Field(
         32, ge=2, le=512, description="Text positions; longer captions are cut and counted (paper: 256)."
+    )
+    augment: AugmentConfig = Field(
+        default_factory=AugmentConfig, description="Further rows of the training pairs; of no other split."
     )
 
 

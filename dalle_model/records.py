@@ -98,6 +98,7 @@ def token_row(num_image_tokens: int) -> pa.Schema:
         pa.field(
             "image_tokens", pa.list_(pa.field("item", pa.uint16(), nullable=False), num_image_tokens), nullable=False
         ),
+        pa.field("augmentation", pa.int32(), nullable=False),  # 0: the pair itself, k: its k-th augmented copy
     )
 
 

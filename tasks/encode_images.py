@@ -2,23 +2,26 @@
 
 import io
 import json
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
-from dalle_model.config import EncodeConfig
+from dalle_model.config import AugmentConfig, EncodeConfig
 from dalle_model.errors import DataError
-from dalle_model.images import to_float
+from dalle_model.images import decode_rgb, square, to_float
 from dalle_model.metrics import code_usage, psnr
+from dalle_model.pair_copies import augment_caption, augment_image
 from dalle_model.records import token_row
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.registry import tokenizer_from_bytes
 from tasks.artifacts import Manifest, Part
 from tasks.fit_tokenizer import reconstruct
 from tasks.job import Job, Outcome
-from tasks.pictures import curated_table, read_pictures
+from tasks.pictures import Squares, UInt8, curated_table, read_facts, read_pictures
 
 
 def load_tokenizer(job: Job, manifest: Manifest, prefix: str = "") -> ImageTokenizer:
@@ -31,7 +34,7 @@ def work(job: Job) -> Outcome:
     """Train the BPE on training captions, then encode one shard of rows after the other."""
     config: EncodeConfig = job.config
     curated = job.inputs["curated"]
-    table = curated_table(job, curated)
+    table = _with_copies(job, curated_table(job, curated))
     captions = table.filter(pa.compute.equal(table["split"], "train"))["caption"].to_pylist()
     if not captions:
         raise DataError("the split `train` of the curated pairs is empty; lower valid_share, test_share or the holdout")
@@ -52,6 +55,7 @@ def work(job: Job) -> Outcome:
     used = histogram[histogram > 0] / histogram.sum()
     stats = {
         "rows": table.num_rows,
+        "augmented": table.num_rows - int(pa.compute.sum(pa.compute.equal(table["augmentation"], 0)).as_py()),
         "splits": {
             split: sum(part.stats["splits"].get(split, 0) for part in parts)
             for split in ("train", "valid", "test", "heldout")
@@ -65,10 +69,51 @@ def work(job: Job) -> Outcome:
     return Outcome(objects, table.num_rows, stats)
 
 
+def _with_copies(job: Job, table: pa.Table) -> pa.Table:
+    """Curated rows with a column ``augmentation``; each training row is followed by its augmented copies."""
+    config: AugmentConfig = job.config.augment
+    times = np.where(np.asarray(pa.compute.equal(table["split"], "train")), config.copies + 1, 1)
+    origin = np.repeat(np.arange(table.num_rows), times)
+    copy = np.arange(len(origin)) - np.repeat(np.cumsum(times) - times, times)
+    if config.copies:
+        facts = read_facts(job, job.inputs["curated"], table) if config.aliases or config.keywords else None
+        ids, captions = table["id"].to_pylist(), table["caption"].to_pylist()
+        worded = [
+            augment_caption(captions[o], facts[o] if facts else {}, ids[o], k, config)
+            for o, k in zip(origin.tolist(), copy.tolist(), strict=True)
+        ]
+        original = table["caption"].take(pa.array(origin))
+        table = table.take(pa.array(origin))
+        table = table.set_column(table.schema.get_field_index("caption"), "caption", pa.array(worded, pa.string()))
+        table = table.append_column("original", original)
+    return table.append_column("augmentation", pa.array(copy, pa.int32()))
+
+
+def _squares_of(rows: pa.Table, px: int, config: AugmentConfig) -> Squares:
+    """Squares of rows and of their augmented copies. What may change is read from the pair's own caption."""
+    ids, copies, captions = (rows[name].to_pylist() for name in ("id", "augmentation", "original"))
+
+    def squares(positions: npt.NDArray[np.int64], pictures: Sequence[bytes]) -> UInt8:
+        made = [
+            square(
+                augment_image(decode_rgb(data), captions[p], ids[p], copies[p], config)
+                if copies[p]
+                else decode_rgb(data),
+                px,
+            )
+            for p, data in zip(positions.tolist(), pictures, strict=True)
+        ]
+        return np.stack(made)
+
+    return squares
+
+
 def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: ImageTokenizer) -> Part:
     config: EncodeConfig = job.config
-    images = np.empty((rows.num_rows, tokenizer.config.image_px, tokenizer.config.image_px, 3), np.uint8)
-    for positions, squares in read_pictures(job, job.inputs["curated"], rows, tokenizer.config.image_px):
+    px = tokenizer.config.image_px
+    images = np.empty((rows.num_rows, px, px, 3), np.uint8)
+    changed = _squares_of(rows, px, config.augment) if config.augment.copies else None
+    for positions, squares in read_pictures(job, job.inputs["curated"], rows, px, changed):
         images[positions] = squares
     ids, made = reconstruct(tokenizer, images, job.runtime, config.batch_size)
     texts = [words.encode(caption) for caption in rows["caption"].to_pylist()]
@@ -85,6 +130,7 @@ def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: 
             rows["weight"],
             pa.array([t[: config.max_text_tokens] for t in texts], pa.list_(pa.uint16())),
             tokens,
+            rows["augmentation"],
         ],
         schema=schema,
     )

