@@ -48,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     }
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A few named files run in this process: starting others would cost more than they save. None = one per core."""
+    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason."""
     for item in items:
