@@ -727,6 +727,14 @@ class GenerateConfig(Section):
     format: Literal["png", "webp"] = Field(
         "png", description="Encoding of the pictures, both lossless and both with their origin inside; webp is smaller."
     )
+    prompt_policy: Literal["standard", "off"] = Field(
+        "standard",
+        description="standard: prompts with a word of the package's list are not drawn, and stand in the batch with the reason. off: only the own list counts.",
+    )
+    policy_file: str = Field(
+        "",
+        description="Own list of words that are not drawn, a path or s3:// URI: UTF-8, one term a line (a word, a word with * for any ending, a phrase), # for comments. Its content counts, not its place.",
+    )
 
 
 class PipelineConfig(Section):

@@ -16,26 +16,42 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dalle_model.config import GenerateConfig, canonical_json
+from dalle_model.curation.word_lists import parse_list
 from dalle_model.errors import DataError
 from dalle_model.images import to_uint8
+from dalle_model.prompt_policy import PromptPolicy
 from dalle_model.records import GENERATION
 from dalle_model.sheets import contact_sheet
 from tasks.artifacts import Part
 from tasks.drawing import Painter, load_painter
 from tasks.job import Job, Outcome
 from tasks.pages import gallery_html
-from tasks.prompts import all_prompts
+from tasks.prompts import all_prompts, read_uri
 from tasks.settings import Settings
 from tasks.work_items import Item, Piece, items_of, pieces
 
 _ON_SHEET = 96
+_NOT_CHECKED = ("nsfw",)  # of the pictures, said in every batch: not checked is not safe
 _IN_GALLERY = 4000  # pictures; the page is one file
 
 
 def identity(config: GenerateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config without the place of the prompt file, and the digest of what the file holds."""
+    """The config without the places of the prompt file and of the word list, and the digests of what they hold."""
     _, digest = all_prompts(config, settings)
-    return config.model_dump(mode="json", exclude={"prompts_uri"}), {"prompts": digest} if digest else {}
+    outside = {"prompts": digest} if digest else {}
+    return config.model_dump(mode="json", exclude={"prompts_uri", "policy_file"}), outside | _policy_digests(
+        prompt_policy(config, settings)
+    )
+
+
+def prompt_policy(config: GenerateConfig, settings: Settings) -> PromptPolicy:
+    """The rules of a config. Raises SourceError when its own list is not there, DataError when it is no list."""
+    own = parse_list(read_uri(config.policy_file, settings), config.policy_file) if config.policy_file else None
+    return PromptPolicy.standard(own, packaged=config.prompt_policy == "standard")
+
+
+def _policy_digests(policy: PromptPolicy) -> dict[str, str]:
+    return {f"policy.{name}": words.digest for name, words in policy.lists}
 
 
 def work(job: Job) -> Outcome:
@@ -44,21 +60,35 @@ def work(job: Job) -> Outcome:
     prompts, digest = all_prompts(config, job.settings)
     if digest != job.spec.recorded_config["outside"].get("prompts", ""):
         raise DataError(f"the prompt file {config.prompts_uri} changed since this run began; start again")
+    policy = prompt_policy(config, job.settings)
+    if _policy_digests(policy).items() - job.spec.recorded_config["outside"].items():
+        raise DataError(f"the word list {config.policy_file} changed since this run began; start again")
     painter = load_painter(job, job.inputs["model"], config.sampler, config.seed)
-    about = {"sampler": painter.sampler.model_dump(mode="json"), "format": config.format}
+    about = {
+        "sampler": painter.sampler.model_dump(mode="json"),
+        "format": config.format,
+        "policy": policy.record(),
+    }
     cut = pieces(items_of(prompts, config), config.rows_per_shard, about, painter.fingerprint)
-    parts = _drawn(job, painter, cut)
+    parts = _drawn(job, painter, policy, cut)
     objects = [o for piece in cut for o in parts[piece.key].objects]
     rows = [row for o in objects for row in pq.read_table(job.fetch(o), columns=_SHOWN).to_pylist()][:_IN_GALLERY]
     gallery = gallery_html(rows, title="Generated pictures", facts=_facts(painter, config), tile_px=config.upscale_px)
     objects.append(job.put(gallery, ext="html", role="gallery"))
     objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
     total, drawn, shortened = (sum(p.stats[name] for p in parts.values()) for name in ("pictures", "drawn", "cut"))
-    stats = {"prompts": len(prompts), "drawn": drawn, "refused": total - drawn, "cut": shortened}
+    stats = {
+        "prompts": len(prompts),
+        "drawn": drawn,
+        "refused": total - drawn,
+        "cut": shortened,
+        "policy": policy.record(),
+        "not_checked": list(_NOT_CHECKED),
+    }
     return Outcome(tuple(objects), total, stats)
 
 
-def _drawn(job: Job, painter: Painter, cut: Sequence[Piece]) -> dict[str, Part]:
+def _drawn(job: Job, painter: Painter, policy: PromptPolicy, cut: Sequence[Piece]) -> dict[str, Part]:
     """The receipt of every piece; those that no run has drawn yet are drawn now."""
     found = {piece.key: part for piece in cut if (part := _receipt(job, piece)) is not None}
     total = sum(len(piece.items) for piece in cut)
@@ -70,7 +100,7 @@ def _drawn(job: Job, painter: Painter, cut: Sequence[Piece]) -> dict[str, Part]:
     for piece in missing[first:] + missing[:first]:
         part = _receipt(job, piece)
         if part is None:
-            part = _draw_piece(job, painter, piece.items, done, total)
+            part = _draw_piece(job, painter, policy, piece.items, done, total)
             job.commit_part(0, part, piece.key)
         found[piece.key] = part
         done += len(piece.items)
@@ -87,32 +117,33 @@ def _receipt(job: Job, piece: Piece) -> Part | None:
 _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 
 
-def _draw_piece(job: Job, painter: Painter, items: Sequence[Item], before: int, total: int) -> Part:
+def _draw_piece(
+    job: Job, painter: Painter, policy: PromptPolicy, items: Sequence[Item], before: int, total: int
+) -> Part:
     """Rows of one piece in order: drawn pictures, and refused prompts with their reason."""
     config: GenerateConfig = job.config
-    good = [i for i, item in enumerate(items) if item.prompt]
-    requests = [painter.request(items[i].prompt, items[i].seed, items[i].index) for i in good]
+    refused = {prompt: policy.judge(prompt) for prompt in {item.prompt for item in items}}
+    drawn = [item for item in items if refused[item.prompt] is None]
+    requests = [painter.request(item.prompt, item.seed, item.index) for item in drawn]
     tokens = painter.tokens(requests, config.batch_size, lambda done, _: job.progress(before + done, total, "pictures"))
-    pictures = to_uint8(painter.pictures(tokens)) if good else np.empty((0, 8, 8, 3), np.uint8)
-    cut = {i for i in good if len(painter.words.encode(items[i].prompt)) > painter.max_text_tokens}
+    pictures = to_uint8(painter.pictures(tokens)) if drawn else np.empty((0, 8, 8, 3), np.uint8)
+    made = iter(zip(tokens, pictures, strict=True))
     rows = []
-    at = dict(zip(good, range(len(good)), strict=True))
-    for i, item in enumerate(items):
+    for item in items:
         row = _row(painter, item)
-        if i in at:
-            row |= {
-                "status": "drawn",
-                "image_tokens": tokens[at[i]].tolist(),
-                "image": _encoded(pictures[at[i]], row, config.format),
-            }
-            row["reason"] = f"cut to {painter.max_text_tokens} tokens" if i in cut else ""
-        else:
-            row |= {"status": "refused", "reason": "empty prompt", "image_tokens": [], "image": b""}
-        rows.append(row)
+        if refusal := refused[item.prompt]:
+            rows.append(row | {"status": "refused", "reason": refusal.reason, "image_tokens": [], "image": b""})
+            continue
+        ids, picture = next(made)
+        cut = len(painter.words.encode(item.prompt)) > painter.max_text_tokens
+        row["reason"] = f"cut to {painter.max_text_tokens} tokens" if cut else ""
+        image = _encoded(picture, row, config.format)
+        rows.append(row | {"status": "drawn", "image_tokens": ids.tolist(), "image": image})
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=GENERATION), out, compression="zstd")
     obj = job.put(out.getvalue(), ext="parquet", role="generations", rows=len(rows))
-    return Part(objects=(obj,), stats={"pictures": len(items), "drawn": len(good), "cut": len(cut)})
+    shortened = sum(row["status"] == "drawn" and bool(row["reason"]) for row in rows)
+    return Part(objects=(obj,), stats={"pictures": len(items), "drawn": len(drawn), "cut": shortened})
 
 
 def _row(painter: Painter, item: Item) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Which prompts are not drawn: versioned rules over the folded text, each decision with its rule and what it found.
+
+A prompt is folded before it is looked at (``curation.word_lists``: compatibility forms, accents, look-alike letters,
+digits and signs in the place of letters), and read a second time with its spaced-out letters joined, so that
+``p o r n`` and ``pоrn`` with a Cyrillic letter are the word they look like. Lists find words, not meanings: what passes
+is not thereby safe.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dalle_model.curation.word_lists import WordList, profanity
+
+POLICY_VERSION = 1  # raised with any rule below; the digests of the lists are recorded beside it
+MAX_PROMPT_CHARS = 2000
+
+# Letters that stand alone, three or more in a row: "p o r n", "p.o.r.n", "p-o-r-n".
+_SPACED = re.compile(r"(?<!\w)(?:\w[ ._\-*]+){2,}\w(?!\w)")
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a prompt is not drawn. rule: its name, e.g. ``profanity``; found: the words or the figure behind it."""
+
+    rule: str
+    found: str
+
+    @property
+    def reason(self) -> str:
+        """One line for the row of the picture that was not made."""
+        return f"policy {POLICY_VERSION}, {self.rule}: {self.found}"
+
+
+@dataclass(frozen=True)
+class PromptPolicy:
+    """Lists of words by name; a prompt that holds a listed word is refused. No list = every prompt is drawn."""
+
+    lists: tuple[tuple[str, WordList], ...] = ()
+
+    @classmethod
+    def standard(cls, own: WordList | None = None, *, packaged: bool = True) -> "PromptPolicy":
+        """The list that comes with the package and, where one is given, a list of one's own."""
+        lists = (("profanity", profanity()),) if packaged else ()
+        return cls((*lists, ("own list", own)) if own else lists)
+
+    def judge(self, prompt: str) -> Refusal | None:
+        """The first rule that a prompt breaks, None when it is drawn. An empty prompt and one that is too long are refused."""
+        if not prompt.strip():
+            return Refusal("empty", "no prompt")
+        if len(prompt) > MAX_PROMPT_CHARS:
+            return Refusal("too long", f"{len(prompt)} characters, {MAX_PROMPT_CHARS} at most")
+        text = _UNSEEN.sub("", unicodedata.normalize("NFKC", prompt))
+        joined = _SPACED.sub(lambda match: re.sub(r"[\W_]+", "", match.group()), text)
+        for name, words in self.lists:
+            for reading in dict.fromkeys((text, joined)):
+                if words.counts(pa.array([reading]))[0]:
+                    return Refusal(name, ", ".join(dict.fromkeys(words.found(reading))) or "a listed phrase")
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """What was applied, for manifests: version and digest of each list."""
+        return {"version": POLICY_VERSION, "lists": {name: words.digest for name, words in self.lists}}

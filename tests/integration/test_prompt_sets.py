@@ -1,0 +1,88 @@
+"""A prompt set as a team keeps it: drawn, refused with a reason, grown, and written as WebP."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.tiny import TinyRun, quietly
+
+from dalle_model.config import GenerateConfig
+from tasks.settings import Settings
+from tasks.stages import GENERATE
+from tasks.step import StepResult
+from tasks.store import Store
+
+
+@pytest.fixture
+def store(tiny_run: TinyRun, tmp_path: Path) -> Store:
+    """A store in which nothing was generated yet."""
+    return Store.open(tiny_run.copy(tmp_path / "artifacts", before="generate"))
+
+
+def _draw(tiny: TinyRun, store: Store, **config: Any) -> StepResult:
+    section = GenerateConfig(batch_size=8, rows_per_shard=4, **config)
+    return quietly(GENERATE)(section, Settings(store=store.uri), **tiny.inputs("generate"))
+
+
+def _rows(store: Store, result: StepResult) -> list[dict[str, Any]]:
+    manifest = store.find("generate", result.ref.fingerprint)
+    assert manifest is not None
+    return [
+        row
+        for obj in manifest.objects_of("generations")
+        for row in pq.read_table(io.BytesIO(store.read(obj))).to_pylist()
+    ]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_refused_prompts_are_rows_with_a_reason_and_the_policy_is_on_record(
+    tiny_run: TinyRun, store: Store, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("dragonfruit\n")
+    prompts = _write(
+        tmp_path / "p.jsonl", [{"prompt": "a heart", "n": 2}, {"prompt": "a dr4gonfruit", "tags": "fruit"}]
+    )
+    result = _draw(tiny_run, store, prompts_uri=prompts, policy_file=str(own), n=1)
+    drawn, again, refused = _rows(store, result)
+    assert [r["status"] for r in (drawn, again, refused)] == ["drawn", "drawn", "refused"]
+    assert "own list: dr4gonfruit" in refused["reason"] and refused["image"] == b"" and refused["tags"] == "fruit"
+    manifest = store.find("generate", result.ref.fingerprint)
+    assert manifest is not None
+    assert (manifest.stats["drawn"], manifest.stats["refused"]) == (2, 1)
+    assert set(manifest.stats["policy"]["lists"]) == {"profanity", "own list"}
+    assert "nsfw" in manifest.stats["not_checked"]
+    assert b"dr4gonfruit" in store.read(manifest.object_of("gallery"))
+    own.write_text("zorb\n")  # another list is another batch, and now it is drawn
+    other = _draw(tiny_run, store, prompts_uri=prompts, policy_file=str(own), n=1)
+    assert other.ref.fingerprint != result.ref.fingerprint
+    assert [r["status"] for r in _rows(store, other)] == ["drawn"] * 3
+
+
+def test_a_grown_prompt_set_finds_the_pictures_that_are_there(tiny_run: TinyRun, store: Store, tmp_path: Path) -> None:
+    rows = [{"prompt": f"heart number {n}"} for n in range(12)]
+    first = _draw(tiny_run, store, prompts_uri=_write(tmp_path / "p.jsonl", rows), n=1)
+    before = set(store.keys("parts/"))
+    grown = _draw(tiny_run, store, prompts_uri=_write(tmp_path / "p.jsonl", [{"prompt": "a clock"}, *rows]), n=1)
+    new = set(store.keys("parts/")) - before
+    assert 1 <= len(new) < len(before)  # the piece with the new prompt, not all
+    old = {r["prompt"]: r["image"] for r in _rows(store, first)}
+    now = {r["prompt"]: r["image"] for r in _rows(store, grown)}
+    assert len(now) == 13 and all(now[prompt] == image for prompt, image in old.items())
+
+
+def test_webp_holds_the_same_pixels_and_says_where_it_comes_from(tiny_run: TinyRun, store: Store) -> None:
+    png, webp = (_rows(store, _draw(tiny_run, store, prompts=("a heart",), n=1, format=f))[0] for f in ("png", "webp"))
+    pictures = [Image.open(io.BytesIO(row["image"])) for row in (png, webp)]
+    assert [p.format for p in pictures] == ["PNG", "WEBP"]
+    assert pictures[0].convert("RGB").tobytes() == pictures[1].convert("RGB").tobytes()
+    xmp = pictures[1].info["xmp"].decode()
+    assert "AI generated" in xmp and webp["model"] in xmp and webp["prompt_sha256"] in xmp

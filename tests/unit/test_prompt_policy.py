@@ -1,0 +1,62 @@
+"""Which prompts are not drawn: listed words in every disguise, and nothing harmless."""
+
+import pytest
+
+from dalle_model.curation.word_lists import parse_list
+from dalle_model.prompt_policy import MAX_PROMPT_CHARS, PromptPolicy
+
+OWN = parse_list(b"dragonfruit\nblue whale\nzorb*\n", "own.txt")
+POLICY = PromptPolicy.standard(OWN)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a dragonfruit on a plate",
+        "A DRAGONFRUIT!",
+        "dr\u0430gonfruit",  # a Cyrillic a
+        "ｄｒａｇｏｎｆｒｕｉｔ",  # full width
+        "dr4g0nfru1t",
+        "drag\u200bon\u00adfruit",  # zero-width space, soft hyphen
+        "d r a g o n f r u i t",
+        "d.r.a.g.o.n.f.r.u.i.t please",
+        "drágònfrüit",
+        "draaaagonfruit",
+        "zorbing people",
+        "one blue whale",
+    ],
+)
+def test_a_listed_word_is_found_in_every_disguise(prompt: str) -> None:
+    refusal = POLICY.judge(prompt)
+    assert refusal is not None and refusal.rule == "own list", prompt
+    assert "own list" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red heart",
+        "a blue dress and a whale",
+        "Scunthorpe in the rain",  # a town, not the word inside it
+        "a cockatoo, a blue tit and a bass",
+        "flag: Cook Islands",
+        "t h e  l e t t e r s",
+        "版画の猫",
+        "woman: medium-dark skin tone 👩🏾",
+        "a b c d",
+    ],
+)
+def test_harmless_prompts_are_drawn(prompt: str) -> None:
+    assert POLICY.judge(prompt) is None
+
+
+def test_prompts_that_are_none_or_endless_are_refused_with_the_reason() -> None:
+    assert POLICY.judge("  ").rule == "empty"  # type: ignore[union-attr]
+    assert str(MAX_PROMPT_CHARS) in POLICY.judge("a" * (MAX_PROMPT_CHARS + 1)).reason  # type: ignore[union-attr]
+
+
+def test_without_the_package_list_only_the_own_one_counts_and_the_record_names_what_was_applied() -> None:
+    only_own = PromptPolicy.standard(OWN, packaged=False)
+    assert only_own.record()["lists"] == {"own list": OWN.digest}
+    assert set(POLICY.record()["lists"]) == {"profanity", "own list"}
+    assert PromptPolicy.standard(None, packaged=False).judge("dragonfruit") is None
