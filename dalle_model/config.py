@@ -747,3 +747,19 @@ class PipelineConfig(Section):
     fit: FitConfig = Field(default_factory=FitConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)
+    family: Literal["dalle", "vae", "gan"] = Field(
+        "dalle",
+        description="dalle: tokenizer and transformer. vae, gan: a generator without prompts, trained on the pictures alone; it decides generator.kind.",
+    )
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_decides(cls, values: Any) -> Any:
+        """One switch: the family names the kind of generator, whatever the section says."""
+        family = values.get("family") if isinstance(values, dict) else None
+        if family not in ("vae", "gan"):
+            return values
+        section = values.get("generator", {})
+        given = section.model_dump() if isinstance(section, GeneratorConfig) else section
+        return values | {"generator": {**given, "kind": family}} if isinstance(given, dict) else values

@@ -11,6 +11,7 @@ FLOWS: dict[str, Callable[..., Any]] = {
     "fit-tokenizer": training.fit_tokenizer,
     "encode": dataset.encode,
     "fit": training.fit,
+    "fit-generator": training.fit_generator,
     "evaluate": evaluation.evaluate,
     "generate": generation.generate,
 }

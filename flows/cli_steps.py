@@ -155,6 +155,21 @@ def fit(
     run_one("fit", refs, sets or [], store, preset, device, deadline, as_json, debug)
 
 
+@app.command("fit-generator")
+def fit_generator(
+    curated: Ref,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "vae",
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a **generator without prompts** on curated pairs: a Gaussian VAE, or with `--preset gan` a DCGAN."""
+    run_one("fit-generator", {"curated": curated}, sets or [], store, preset, device, deadline, as_json, debug)
+
+
 @app.command()
 def evaluate(
     model: Ref,

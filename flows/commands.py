@@ -16,7 +16,7 @@ from flows.temporary_server import api_is_configured, prefect_api, prepare_envir
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.plain import NotCommitted, bind, here, only_reuse
 from tasks.settings import Settings
-from tasks.stages import STAGES
+from tasks.stages import SECTIONS, stage_named
 from tasks.step import StepResult, input_ref, open_store
 
 
@@ -64,8 +64,8 @@ def run_stage(
     started = time.monotonic()
     if out is not None:
         views.prepare_folder(out)
-    stage = STAGES[name]
-    section = getattr(config, {"fit-tokenizer": "tokenizer"}.get(name, name))
+    stage = stage_named(name)
+    section = getattr(config, SECTIONS.get(name, name))
     inputs: dict[str, ArtifactRef] = {}
     for kind, ref in refs.items():  # an input is named by its kind
         inputs[kind] = latest(settings, kind) if ref == "latest" else input_ref(settings, ref, kind)

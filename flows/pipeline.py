@@ -15,12 +15,16 @@ def chain(config: PipelineConfig, s: Settings, do: Steps) -> dict[str, StepResul
     """Every stage in order. ``do`` decides how each is run: as Prefect tasks, as plain functions, or only looked up."""
     pairs = do.ingest(config.ingest, s)
     curated = do.curate(config.curate, s, pairs=pairs.ref)
-    tokenizer = do.fit_tokenizer(config.tokenizer, s, curated=curated.ref)
-    tokens = do.encode(config.encode, s, curated=curated.ref, tokenizer=tokenizer.ref)
-    model = do.fit(config.fit, s, tokens=tokens.ref)
-    evaluation = do.evaluate(config.evaluate, s, model=model.ref)
-    generations = do.generate(config.generate, s, model=model.ref)
-    results = (pairs, curated, tokenizer, tokens, model, evaluation, generations)
+    trained: tuple[StepResult, ...]
+    if config.family == "dalle":
+        tokenizer = do.fit_tokenizer(config.tokenizer, s, curated=curated.ref)
+        tokens = do.encode(config.encode, s, curated=curated.ref, tokenizer=tokenizer.ref)
+        trained = (tokenizer, tokens, do.fit(config.fit, s, tokens=tokens.ref))
+    else:
+        trained = (do.fit_generator(config.generator, s, curated=curated.ref),)
+    evaluation = do.evaluate(config.evaluate, s, model=trained[-1].ref)
+    generations = do.generate(config.generate, s, model=trained[-1].ref)
+    results = (pairs, curated, *trained, evaluation, generations)
     return {result.ref.step: result for result in results}
 
 

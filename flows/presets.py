@@ -1,6 +1,7 @@
 """Named complete configurations: what a run needs, how long it takes, and what to expect of it."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from dalle_model.config import (
     CurateConfig,
@@ -8,6 +9,7 @@ from dalle_model.config import (
     EvaluateConfig,
     FitConfig,
     GenerateConfig,
+    GeneratorConfig,
     IngestConfig,
     ModelConfig,
     OptimConfig,
@@ -40,6 +42,7 @@ def tiny() -> PipelineConfig:
         ),
         evaluate=EvaluateConfig(num_captions=16, num_heldout=8),
         generate=GenerateConfig(prompts=("red heart", "clown face"), n=2, batch_size=4),
+        generator=GeneratorConfig(image_px=32, latent_dim=16, width=8, optim=optim),
     )
 
 
@@ -119,6 +122,41 @@ def quickstart() -> PipelineConfig:
     )
 
 
+def _unprompted(generator: GeneratorConfig, family: Literal["vae", "gan"]) -> PipelineConfig:
+    """The quick start's pictures, another family: ingest and curation are shared with it."""
+    chain = quickstart()
+    return PipelineConfig(
+        ingest=chain.ingest,
+        curate=chain.curate,
+        family=family,
+        generator=generator,
+        generate=GenerateConfig(prompts=("",), n=64),
+    )
+
+
+def vae() -> PipelineConfig:
+    """A Gaussian VAE on the quick start's pictures, for comparison with it; it reads no prompt. Not measured yet."""
+    optim = OptimConfig(
+        steps=1500, batch_size=64, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=50, ema=0.99
+    )
+    return _unprompted(GeneratorConfig(kind="vae", width=32, optim=optim), "vae")
+
+
+def gan() -> PipelineConfig:
+    """A DCGAN on the quick start's pictures, for comparison with it; it reads no prompt. Not measured yet."""
+    optim = OptimConfig(
+        steps=1500,
+        batch_size=64,
+        lr=2e-4,
+        betas=(0.5, 0.999),
+        weight_decay=0.0,
+        warmup_steps=0,
+        schedule="constant",
+        clip_norm=0.0,
+    )
+    return _unprompted(GeneratorConfig(kind="gan", latent_dim=100, width=32, optim=optim), "gan")
+
+
 def scenes() -> PipelineConfig:
     """Captioned shapes at 32 px with exact truth; five pairs of colour and shape are never trained on. Not measured yet.
 
@@ -148,6 +186,8 @@ def scenes() -> PipelineConfig:
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "quickstart": quickstart,
     "scenes": scenes,
+    "vae": vae,
+    "gan": gan,
     "tiny": tiny,
     **LARGE_PRESETS,
 }

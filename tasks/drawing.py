@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from dalle_model.dalle import Dalle, dalle_from_bytes
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
 from dalle_model.tokenizers.base import ImageTokenizer
+from tasks import unprompted
 from tasks.artifacts import Manifest
 from tasks.devices import preflight
 from tasks.encode_images import load_tokenizer
@@ -30,6 +32,7 @@ class Painter:
     sampler: SamplerConfig
     runtime: Runtime
     fingerprint: str
+    reads_prompts: bool = True
 
     @property
     def max_text_tokens(self) -> int:
@@ -72,6 +75,8 @@ class Painter:
 
 def load_painter(job: Job, manifest: Manifest, sampler: SamplerConfig | None, seed: int) -> Painter:
     """The painter of a model artifact; ``sampler`` None = the one stored with it."""
+    if manifest.step == unprompted.STEP:
+        return cast(Painter, unprompted.load_unprompted(job, manifest, seed))  # the same calls
     weights, config = (job.read(manifest.object_of(role)) for role in ("weights", "config"))
     stored = SamplerConfig.model_validate(json.loads(job.read(manifest.object_of("sampler"))))
     return Painter(

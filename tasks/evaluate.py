@@ -18,6 +18,7 @@ from dalle_model.features import TokenizerFeatures
 from dalle_model.images import encode_png, to_float, to_uint8
 from dalle_model.metrics import bits_per_pixel, nearest, psnr, recognised
 from dalle_model.sheets import Section, sectioned_sheet
+from tasks import evaluate_unprompted, unprompted
 from tasks.artifacts import Manifest
 from tasks.curves import curves_of
 from tasks.drawing import Painter, load_painter
@@ -63,6 +64,8 @@ def work(job: Job) -> Outcome:
     """Measure one model. All figures are offline: they need no other network than the model and its tokenizer."""
     config: EvaluateConfig = job.config
     model = job.inputs["model"]
+    if model.step == unprompted.STEP:
+        return evaluate_unprompted.work(job)
     tokens = load_ancestor(job.store, model, "tokens")
     curated = load_ancestor(job.store, tokens, "curated")
     painter = load_painter(job, model, config.sampler, config.seed)

@@ -66,6 +66,10 @@ _KNOWN: dict[str, _Known] = {
         "",
         "How much drawings of one caption differ, over how much those of different captions do. 0: always the same picture; 1: the caption has no say.",
     ),
+    "variety_of_drawings": _Known(
+        "",
+        "How much drawings differ from each other, over how much true pictures do; 1 is as much, 0 is always the same.",
+    ),
     "copied": _Known(
         "lower",
         "Share of drawings nearer to a training picture than 95 in 100 training pictures are to each other; 0.05 is what pictures of the same kind would give.",

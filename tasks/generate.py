@@ -122,7 +122,9 @@ def _draw_piece(
 ) -> Part:
     """Rows of one piece in order: drawn pictures, and refused prompts with their reason."""
     config: GenerateConfig = job.config
-    refused = {prompt: policy.judge(prompt) for prompt in {item.prompt for item in items}}
+    # a model without prompts draws for the empty one: there is nothing to judge
+    judged = {item.prompt for item in items if item.prompt or painter.reads_prompts}
+    refused = {item.prompt: policy.judge(item.prompt) if item.prompt in judged else None for item in items}
     drawn = [item for item in items if refused[item.prompt] is None]
     requests = [painter.request(item.prompt, item.seed, item.index) for item in drawn]
     tokens = painter.tokens(requests, config.batch_size, lambda done, _: job.progress(before + done, total, "pictures"))
@@ -138,7 +140,9 @@ def _draw_piece(
         cut = len(painter.words.encode(item.prompt)) > painter.max_text_tokens
         row["reason"] = f"cut to {painter.max_text_tokens} tokens" if cut else ""
         image = _encoded(picture, row, config.format)
-        rows.append(row | {"status": "drawn", "image_tokens": ids.tolist(), "image": image})
+        rows.append(
+            row | {"status": "drawn", "image_tokens": ids.tolist() if painter.reads_prompts else [], "image": image}
+        )
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=GENERATION), out, compression="zstd")
     obj = job.put(out.getvalue(), ext="parquet", role="generations", rows=len(rows))

@@ -19,7 +19,7 @@ class Step(Protocol):
 
 
 class Steps(NamedTuple):
-    """The seven stages, each bound to the same way of running."""
+    """The stages, each bound to the same way of running."""
 
     ingest: Step
     curate: Step
@@ -28,11 +28,12 @@ class Steps(NamedTuple):
     fit: Step
     evaluate: Step
     generate: Step
+    fit_generator: Step
 
 
 def bind(way: Callable[[Stage], Step]) -> Steps:
     """Bind all stages to one way of running them."""
-    return Steps(*(way(stage) for stage in stages.STAGES.values()))
+    return Steps(*(way(stage) for stage in stages.ALL_STAGES.values()))
 
 
 def here(stage: Stage) -> Step:

@@ -72,4 +72,4 @@ def stage_task(stage: Stage) -> Step:
 
 
 STEPS = bind(stage_task)
-ingest, curate, fit_tokenizer, encode, fit, evaluate, generate = STEPS
+ingest, curate, fit_tokenizer, encode, fit, evaluate, generate, fit_generator = STEPS

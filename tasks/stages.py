@@ -6,6 +6,7 @@ from dalle_model.config import (
     EvaluateConfig,
     FitConfig,
     GenerateConfig,
+    GeneratorConfig,
     IngestConfig,
     TokenizerConfig,
 )
@@ -59,6 +60,15 @@ FIT = Stage(
     distributed=True,
     optional=("model",),
 )
+FIT_GENERATOR = Stage(
+    name="fit-generator",
+    version=1,
+    kind="model",
+    config=GeneratorConfig,
+    inputs=("curated",),
+    work="tasks.fit_generator:work",
+    distributed=True,
+)
 EVALUATE = Stage(
     name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"
 )
@@ -73,11 +83,18 @@ GENERATE = Stage(
 )
 
 STAGES = {stage.name: stage for stage in (INGEST, CURATE, FIT_TOKENIZER, ENCODE, FIT, EVALUATE, GENERATE)}
+"""The chain of the text-to-image model, in order."""
+
+ALL_STAGES = STAGES | {FIT_GENERATOR.name: FIT_GENERATOR}
+"""With those beside it: a generator without prompts takes the place of tokenizer, tokens and transformer."""
+
+SECTIONS = {"fit-tokenizer": "tokenizer", "fit-generator": "generator"}
+"""Section of the pipeline's config that a stage reads, where it has another name."""
 
 
 def stage_named(name: str) -> Stage:
     """The stage of a name; UsageError lists the names."""
-    stage = STAGES.get(name.replace("_", "-"))
+    stage = ALL_STAGES.get(name.replace("_", "-"))
     if stage is None:
-        raise UsageError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}")
+        raise UsageError(f"unknown stage {name!r}; the stages are {', '.join(ALL_STAGES)}")
     return stage

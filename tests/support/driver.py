@@ -6,12 +6,12 @@ import sys
 from dalle_model.errors import DalleError
 from tasks.artifacts import ArtifactRef
 from tasks.settings import Settings
-from tasks.stages import STAGES
+from tasks.stages import ALL_STAGES
 from tasks.step import run_step
 
 if __name__ == "__main__":
     order = json.loads(sys.argv[1])
-    stage = STAGES[order["stage"]]
+    stage = ALL_STAGES[order["stage"]]
     inputs = {name: ArtifactRef(**ref) for name, ref in order["inputs"].items()}
     log = []
     try:
