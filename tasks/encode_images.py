@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,26 @@ from dalle_model.pair_copies import augment_caption, augment_image
 from dalle_model.records import token_row
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.registry import tokenizer_from_bytes
-from tasks.artifacts import Manifest, Part
+from tasks.artifacts import ArtifactRef, Manifest, Part
 from tasks.fit_tokenizer import reconstruct
 from tasks.job import Job, Outcome
 from tasks.pictures import Squares, UInt8, curated_table, read_facts, read_pictures
+from tasks.settings import Settings
+from tasks.step import open_store
 
 
 def load_tokenizer(job: Job, manifest: Manifest, prefix: str = "") -> ImageTokenizer:
     """The image tokenizer in an artifact, in eval mode on the job's device."""
     weights, config = (job.read(manifest.object_of(prefix + role)) for role in ("weights", "config"))
     return tokenizer_from_bytes(weights, config).to(job.runtime.device)
+
+
+def num_pieces(config: EncodeConfig, inputs: Mapping[str, ArtifactRef], settings: Settings) -> int:
+    """Shards of token rows that the curated pairs come to."""
+    curated = inputs["curated"]
+    manifest = open_store(settings).find(curated.step, curated.fingerprint)
+    rows = manifest.rows + config.augment.copies * manifest.stats["splits"]["train"] if manifest else 0
+    return -(-int(rows) // config.rows_per_shard)
 
 
 def work(job: Job) -> Outcome:
@@ -44,11 +54,15 @@ def work(job: Job) -> Outcome:
     done = job.parts()
     starts = range(0, table.num_rows, config.rows_per_shard)
     for n, start in enumerate(starts):
+        if job.pieces is not None and n not in job.pieces:
+            continue
         if n not in done:
             rows = table.slice(start, config.rows_per_shard)
             done[n] = _encode_shard(job, rows, words, tokenizer)
             job.commit_part(n, done[n])
         job.progress(min(start + config.rows_per_shard, table.num_rows), table.num_rows, "pictures encoded")
+    if job.pieces is not None:
+        return Outcome((), 0, {})
     parts = [done[n] for n in range(len(starts))]
     objects = (*(o for part in parts for o in part.objects), job.put(bpe, ext="json", role="bpe"))
     histogram = np.sum([part.stats["codes"] for part in parts], axis=0)

@@ -7,7 +7,7 @@ read one after the other and no shard holds rows of two, so a shard has one weig
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from dalle_model.sources.base import Row, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.failures import PERMANENT, TRANSIENT
 from dalle_model.sources.registry import Weighted, open_sources, split_sources
-from tasks.artifacts import Part
+from tasks.artifacts import ArtifactRef, Part
 from tasks.ingest_outcome import outcome
 from tasks.job import Job, Outcome
 from tasks.settings import Settings
@@ -65,12 +65,20 @@ def _kinds(source: str) -> str:
     return " + ".join(words)
 
 
+def num_pieces(config: IngestConfig, inputs: Mapping[str, ArtifactRef], settings: Settings) -> int:
+    """Whole shards of the first source, as far as it knows its rows: the number of a later shard depends on all before."""
+    count = open_sources(config)[0].count()
+    return min(config.limit or count, count) // config.rows_per_shard
+
+
 def work(job: Job) -> Outcome:
     """Read, check, decode and store every row; go on at the first shard without a receipt."""
     config: IngestConfig = job.config
     started = time.monotonic()
     sources = open_sources(config)
     progress = _Progress(job, sources, config.limit)
+    if job.pieces is not None:
+        return _make_pieces(job, sources[0], progress, job.pieces)
     parts = finished_parts(job)
     progress.done = sum(part.stats["rows_in"] for part in parts)
     lost = 0
@@ -93,6 +101,24 @@ def work(job: Job) -> Outcome:
     return outcome(
         job, parts, {"source": config.source, "decoders_lost": lost, "ingest_s": round(time.monotonic() - started, 3)}
     )
+
+
+def _make_pieces(job: Job, source: Weighted, progress: "_Progress", pieces: range) -> Outcome:
+    """Make the shards of a group from the first on that has no receipt yet; each holds what it holds when one process makes all."""
+    config: IngestConfig = job.config
+    done = job.parts()
+    progress.total = len(pieces) * config.rows_per_shard
+    missing = [n for n in pieces if n not in done]
+    if missing:
+        start, end = missing[0] * config.rows_per_shard, pieces.stop * config.rows_per_shard
+        rows = islice(source.rows(start), end - start)
+        with decode_pool(job, source.vector) as pool:
+            decoded = pool.map(checked(progress.watch.seen(rows, source.name), config))
+            for n in range(missing[0], pieces.stop):
+                if (shard := next_shard(decoded, job, source, n, progress)) is None:
+                    break
+                job.commit_part(n, shard)
+    return Outcome((), 0, {})
 
 
 @dataclass

@@ -40,6 +40,7 @@ class JobSpec(BaseModel):
     decision: str
     settings: dict[str, Any]
     parent_pid: int
+    pieces: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ class Job:
     def parts(self) -> dict[int, Part]:
         """Receipts of the pieces that earlier runs finished."""
         return self.store.parts(self.fingerprint)
+
+    @property
+    def pieces(self) -> range | None:
+        """The pieces that this job is to make, no more and no manifest; None for all of them and the artifact."""
+        return None if self.spec.pieces is None else range(*self.spec.pieces)
 
     def commit_part(self, n: int, part: Part, fingerprint: str = "") -> None:
         """Record that piece ``n`` is finished; its objects must be in the store.

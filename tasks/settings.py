@@ -57,6 +57,15 @@ class Settings(BaseSettings):
         300.0, gt=0, description="Seconds within which all ranks must have met and finished a first collective."
     )
 
+    shard_groups: int = Field(
+        1, ge=1, le=4096, description="Groups of shards that ingest and encode share out over the flow's task runner."
+    )
+    task_runner: str = Field(
+        "",
+        pattern=r"^(|(dask|ray)(:\S+)?)$",
+        description="Who works on shard groups: empty = the flow's own task runner; dask or ray = a cluster on this machine; dask:ADDRESS or ray:ADDRESS = that cluster.",
+    )
+
     @property
     def num_workers(self) -> int:
         """Workers with the default filled in."""

@@ -21,6 +21,7 @@ INGEST = Stage(
     inputs=(),
     work="tasks.ingest:work",
     identity="tasks.ingest:identity",
+    pieces="tasks.ingest:num_pieces",
 )
 CURATE = Stage(
     name="curate",
@@ -49,6 +50,7 @@ ENCODE = Stage(
     config=EncodeConfig,
     inputs=("curated", "tokenizer"),
     work="tasks.encode_images:work",
+    pieces="tasks.encode_images:num_pieces",
 )
 FIT = Stage(
     name="fit",

@@ -24,6 +24,8 @@ from tasks.store import Store, StoreOptions
 Identity = Callable[[Any, Settings], tuple[dict[str, Any], dict[str, str]]]
 # What a stage's outside function returns: more digests of outside inputs.
 Outside = Callable[[Any, Mapping[str, ArtifactRef], Settings], dict[str, str]]
+# How many pieces a stage has, as far as that is known before they are made.
+Pieces = Callable[[Any, Mapping[str, ArtifactRef], Settings], int]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Stage:
     identity: dotted path of an Identity, for stages that read something outside the store (a source, a prompt file):
     its content must count.
     outside: dotted path of an Outside, for stages where what counts beside the inputs depends on the inputs.
+    pieces: dotted path of a Pieces, for stages whose pieces several processes or machines may share.
     distributed: whether it may run on several ranks.
     """
 
@@ -47,6 +50,7 @@ class Stage:
     work: str
     identity: str = ""
     outside: str = ""
+    pieces: str = ""
     distributed: bool = False
     optional: tuple[str, ...] = ()
 
