@@ -694,6 +694,23 @@ class EvaluateConfig(Section):
     sampler: SamplerConfig | None = Field(
         None, description="None: as stored with the model. Sampler: with these settings."
     )
+    judge_steps: int = Field(
+        300,
+        ge=0,
+        le=100_000,
+        description="Updates of the small dual encoder that tells how well drawings fit their captions, 0 = without. It is trained on the training split once and shared by all evaluations of it.",
+    )
+    num_unseen: int = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="Pairs of each split whose bits per pixel are measured through the whole chain, spread evenly, 0 = none.",
+    )
+    baseline: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="Fingerprint of the evaluation of another model, with which the report compares; empty = none. `dalle evaluate --against REF` fills it in.",
+    )
 
 
 class GenerateConfig(Section):

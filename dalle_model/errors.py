@@ -13,6 +13,7 @@ DalleError                    one line for a person: the value, the limit, the r
 │   └── RefNotFound           no artifact answers to this reference
 ├── DeviceError               the asked-for device is missing, busy or too small
 ├── ServerError               Prefect's server does not start, or its API does not answer
+├── PromotionRefused          a model is not better than the one that has the name
 ├── TrainingDiverged          the loss exploded or became non-finite; the last good checkpoint is kept
 ├── PreflightFailed           one batch repeated was not learnt, so a whole run would not be either
 ├── CodebookCollapsed         too few codes are used
@@ -71,6 +72,10 @@ class DeviceError(DalleError):
 
 class ServerError(DalleError):
     """Prefect's server does not start, or its API does not answer or refuses a request."""
+
+
+class PromotionRefused(DalleError):
+    """A model was to take over a name from one that it does not beat."""
 
 
 class TrainingDiverged(DalleError):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dalle_model.dalle import Dalle
+from dalle_model.runtime import Runtime
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.dvae import DvaeTokenizer, map_pixels
 from dalle_model.tokenizers.fsq import FsqTokenizer
@@ -118,6 +120,31 @@ class TokenizerFeatures:
         if isinstance(self._tokenizer, FsqTokenizer):
             return self._tokenizer.latents(images) / self._tokenizer.steps.view(1, -1, 1, 1)
         return self._tokenizer.encoder.features(map_pixels(images))
+
+
+class ModelFeatures:
+    """What the transformer itself sees in a picture: its last hidden states over the image tokens, averaged.
+
+    The picture is read without a caption, as tokens of the model's own tokenizer.
+    """
+
+    def __init__(self, model: Dalle, tokenizer: ImageTokenizer, runtime: Runtime, digest: str) -> None:
+        """``digest``: hash of the transformer's weights."""
+        self._model, self._tokenizer, self._runtime = model.to(runtime.device).eval(), tokenizer, runtime
+        self.name = "transformer"
+        self.digest = digest
+
+    @torch.inference_mode()
+    def of(self, images: Tensor) -> FloatArray:
+        """Float [n, 3, px, px] in [0, 1] at the tokenizer's size -> float64 [n, dim]."""
+        rows = []
+        for batch in _batches(images):
+            ids = self._tokenizer.encode(batch.float().to(self._runtime.device))
+            text = torch.zeros(len(ids), self._model.shape.max_text_tokens, dtype=torch.long, device=ids.device)
+            with self._runtime.autocast():
+                hidden = self._model.split(self._model(text, ids))[1]
+            rows.append(hidden.float().mean(1).double().cpu())
+        return _stack(rows, self._model.config.dim)
 
 
 def _uniform(bits: np.random.Philox, shape: tuple[int, ...]) -> FloatArray:

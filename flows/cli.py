@@ -19,7 +19,14 @@ from flows.cli_app import app
 __all__ = ["app", "main"]
 
 # Importing a module registers its commands; this order is that of --help.
-COMMANDS = ("flows.cli_steps", "flows.cli_artifacts", "flows.cli_forget", "flows.cli_server", "flows.cli_cost")
+COMMANDS = (
+    "flows.cli_steps",
+    "flows.cli_evaluation",
+    "flows.cli_artifacts",
+    "flows.cli_forget",
+    "flows.cli_server",
+    "flows.cli_cost",
+)
 for name in COMMANDS:
     importlib.import_module(name)
 INTERRUPTED = 130  # exit code, 128 + SIGINT

@@ -58,14 +58,20 @@ def explain(
 def promote(
     ref: Ref,
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name to give it.")] = "production",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a model that does not beat the one in production.")
+    ] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Give an artifact a name, atomically; the scheduled generation draws with `production`."""
-    from flows import inspection
+    """Give an artifact a name, atomically; the scheduled generation draws with `production`.
 
-    emit(as_json, *inspection.promote(settings_of(store), ref, name))
+    A model takes over `production` from another one only when it is better on the same prompts (`dalle compare`).
+    """
+    from flows import comparison
+
+    emit(as_json, *comparison.promote(settings_of(store), ref, name, force=force))
 
 
 @app.command()

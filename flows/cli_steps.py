@@ -171,22 +171,6 @@ def fit_generator(
 
 
 @app.command()
-def evaluate(
-    model: Ref,
-    sets: Sets = None,
-    store: Store = DEFAULT_STORE,
-    preset: Preset = "quickstart",
-    out: Out = Path("outputs/evaluate"),
-    device: Device = "auto",
-    deadline: Deadline = 0.0,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """**Measure** a model and write its report."""
-    run_one("evaluate", {"model": model}, sets or [], store, preset, device, deadline, as_json, debug, out)
-
-
-@app.command()
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,
     prompts_uri: Annotated[

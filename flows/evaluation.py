@@ -3,19 +3,28 @@
 from prefect import flow
 
 from dalle_model.config import EvaluateConfig
+from flows.comparison import baseline_of
 from flows.settings import settings_for
 from tasks import prefect_tasks
 from tasks.step import StepResult, input_ref
 
 
 @flow(name="evaluate")
-def evaluate(model: str, config: EvaluateConfig = EvaluateConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+def evaluate(
+    model: str,
+    config: EvaluateConfig = EvaluateConfig(),  # noqa: B008 - frozen
+    against: str = "",
+    store: str = "",
+) -> StepResult:
     """Measure a model and write its report.
 
     Args:
         model: Reference of the model: fingerprint, unique prefix, manifest URI or name such as production.
         config: What is measured.
+        against: Model that the report compares with, such as production; empty = none. It is evaluated, too.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
     s = settings_for(store)
-    return prefect_tasks.evaluate(config, s, model=input_ref(s, model, "model"))
+    baseline = baseline_of(s, model, config, against, prefect_tasks.evaluate)
+    chosen = config.model_copy(update={"baseline": baseline})
+    return prefect_tasks.evaluate(chosen, s, model=input_ref(s, model, "model"))

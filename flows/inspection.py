@@ -190,16 +190,6 @@ def _reason(store: Store, planned: Plan) -> str:
     )
 
 
-def promote(settings: Settings, ref: str, name: str) -> Shown:
-    """``dalle promote``."""
-    store = open_store(settings)
-    manifest = store.resolve(ref)
-    store.set_ref(name, manifest)
-    return {"name": name, "fingerprint": manifest.fingerprint}, [
-        f"{name} is now {manifest.step} {manifest.fingerprint[:12]}"
-    ]
-
-
 def rollback(settings: Settings, name: str) -> Shown:
     """``dalle rollback``."""
     store = open_store(settings)

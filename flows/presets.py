@@ -40,7 +40,7 @@ def tiny() -> PipelineConfig:
             train=TrainConfig(optim=optim),
             sampler=SamplerConfig(temperature=0.0),
         ),
-        evaluate=EvaluateConfig(num_captions=16, num_heldout=8),
+        evaluate=EvaluateConfig(num_captions=16, num_heldout=8, judge_steps=10, num_unseen=32),
         generate=GenerateConfig(prompts=("red heart", "clown face"), n=2, batch_size=4),
         generator=GeneratorConfig(image_px=32, latent_dim=16, width=8, optim=optim),
     )

@@ -2,9 +2,7 @@
 
 import io
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,54 +12,87 @@ import pyarrow.parquet as pq
 import torch
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.features import TokenizerFeatures
-from dalle_model.images import encode_png, to_float, to_uint8
-from dalle_model.metrics import bits_per_pixel, nearest, psnr, recognised
-from dalle_model.sheets import Section, sectioned_sheet
-from tasks import evaluate_unprompted, unprompted
-from tasks.artifacts import Manifest
-from tasks.curves import curves_of
+from dalle_model.dual_encoder import Judge
+from dalle_model.features import ModelFeatures, TokenizerFeatures
+from dalle_model.images import encode_png, to_float
+from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
+from dalle_model.metrics import bits_per_pixel
+from dalle_model.token_batches import TokenRows
+from tasks import evaluate_unprompted, measures, unprompted
+from tasks.artifacts import Manifest, ObjectRef
+from tasks.copies import CopyDetector, Nearest
 from tasks.drawing import Painter, load_painter
-from tasks.figures import metrics_of
-from tasks.fit_tokenizer import reconstruct, spread
+from tasks.drawn import Drawn, Easel, Stopwatch, Timed, sheet
+from tasks.evaluation_report import Evidence, report
+from tasks.findings import Findings, Record
+from tasks.fit_dalle import read_tokens
+from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
-from tasks.measures import CopyDetector, Measured, distributions, scenes, share, variety
-from tasks.pages import Ancestor, Funnel, Headline, Neighbour, Picture, ReportData, Sample, Sheet, report_html
+from tasks.judge import trained_judge
+from tasks.pages import report_html
 from tasks.pictures import PictureSet, curated_table, load_pictures
 
-UInt8 = npt.NDArray[np.uint8]
-_REPEATED_CAPTIONS = 8
-_REPEATS = 4  # drawings of each of them, for the variety among drawings of one caption
+UNSEEN = ("train", "valid", "test", "heldout")
+_FITTED_PICTURES = 256  # that the likelihood of pixels is fitted to
+
+# One drawn picture and the training picture it is nearest to.
+DRAWING = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),  # of the pair whose caption was drawn
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # PNG
+        pa.field("copied", pa.bool_(), nullable=False),
+        pa.field("nearest_id", pa.string(), nullable=False),
+        pa.field("nearest_caption", pa.string(), nullable=False),
+        pa.field("nearest_times", pa.int64(), nullable=False),  # near-duplicates of it in the training set, itself too
+        pa.field("token_distance", pa.float64(), nullable=False),
+        pa.field("feature_distance", pa.float64(), nullable=False),
+    ]
+)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One group of captions with what was drawn for them.
+class Subject:
+    """The model under examination and the data it came from."""
 
-    truth, made, rebuilt: uint8 [n, H, W, 3]; found: int64 [n], row of the nearest reference picture; hit: bool [n].
-    distance: float [n], mean squared error to the caption's own picture at full resolution.
-    """
-
-    captions: list[str]
-    truth: UInt8
-    made: UInt8
-    rebuilt: UInt8
-    found: npt.NDArray[np.int64]
-    hit: npt.NDArray[np.bool_]
-    rebuilt_hit: npt.NDArray[np.bool_]
-    distance: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Several drawings of some captions: uint8 [r, H, W, 3], and the number of each one's caption, int64 [r]."""
-
-    made: UInt8
-    groups: npt.NDArray[np.int64]
+    model: Manifest
+    tokens: Manifest
+    curated: Manifest
+    painter: Painter
+    training: PictureSet
+    training_tokens: npt.NDArray[np.uint16]
+    heldout: PictureSet
 
 
 def work(job: Job) -> Outcome:
-    """Measure one model. All figures are offline: they need no other network than the model and its tokenizer."""
+    """Measure one model. All figures are offline: they need no network but those of the chain and of packages."""
+    watch = Stopwatch()
+    subject = _subject(job)
+    train, held, total = _drawn(job, subject, watch)
+    judge, judge_objects = _judge(job, subject, watch)
+    detector = CopyDetector(np.asarray(subject.training.images), subject.training_tokens)
+    copies = [detector.look(group.made, group.tokens) for group in (train, held) if group is not None]
+    found = _findings(job, subject)
+    found.protocol["copies"] = detector.protocol | {"memorised": _memorised(subject, [train, held], copies)}
+    easel = Easel(job, subject.painter, watch, total)
+    _measure(found, subject, easel, train, held, judge)
+    for group, near, suffix in zip((train, held), copies, ("", "_heldout"), strict=False):
+        measures.copies(found, group, near, detector.features, suffix)  # type: ignore[arg-type]  # no copies without a group
+    _likelihoods(job, subject, found, watch)
+    evidence = Evidence(job, subject.model, found, train, held, subject.training, tuple(copies), judge)
+    objects = (
+        job.put(json.dumps(found.document(), sort_keys=True, indent=1).encode(), ext="json", role="metrics"),
+        job.put(found.table(), ext="parquet", role="values"),
+        _drawings(job, subject, [train, held], copies),
+        job.put(sheet(train, held), ext="png", role="sheet.samples"),
+        job.put(report_html(report(evidence)), ext="html", role="report"),
+        *judge_objects,
+    )
+    return Outcome(objects, total, found.figures, watch.facts())
+
+
+def _subject(job: Job) -> Subject:
     config: EvaluateConfig = job.config
     model = job.inputs["model"]
     if model.step == unprompted.STEP:
@@ -70,40 +101,14 @@ def work(job: Job) -> Outcome:
     curated = load_ancestor(job.store, tokens, "curated")
     painter = load_painter(job, model, config.sampler, config.seed)
     px = painter.tokenizer.config.image_px
-    training = load_pictures(
-        job, curated, _by_caption(curated_table(job, curated, ("train",)), config.max_reference), px, "train"
-    )
+    rows = _by_caption(curated_table(job, curated, ("train",)), config.max_reference)
+    training = load_pictures(job, curated, rows, px, "train")
     heldout_rows = _by_caption(curated_table(job, curated, ("heldout",)), config.num_heldout)
     heldout = load_pictures(job, curated, heldout_rows, px, "heldout")
-    chosen = spread(len(training.images), config.num_captions)
-    total = len(chosen) + len(heldout.images)
-    train = _draw(job, painter, training, chosen, to_float(np.asarray(training.images)), 0, total)
-    both = (
-        torch.cat([to_float(np.asarray(training.images)), to_float(np.asarray(heldout.images))])
-        if len(heldout.images)
-        else None
-    )
-    held = None
-    if both is not None:
-        offset = len(training.images)
-        held = _draw(job, painter, heldout, np.arange(len(heldout.images)), both, offset, total, done=len(chosen))
-    copies = CopyDetector(np.asarray(training.images))
-    measured = _measured(job, model, painter, train, held, copies)
-    metrics = _metrics(model, train, held, painter)
-    for one in measured.values():
-        # Beyond nine digits, sums of floats depend on the number of threads; the figures must not.
-        metrics |= {name: float(f"{figure:.9g}") for name, figure in one.figures.items()}
-    protocol = _protocol(config, painter, training, heldout) | {
-        name: m.protocol for name, m in measured.items() if m.protocol
-    }
-    report = report_html(_report(job, model, metrics, protocol, train, held, training, copies))
-    document = json.dumps({"metrics": metrics, "protocol": protocol}, sort_keys=True, indent=1).encode()
-    objects = (
-        job.put(document, ext="json", role="metrics"),
-        job.put(_sheet(train, held), ext="png", role="sheet.samples"),
-        job.put(report, ext="html", role="report"),
-    )
-    return Outcome(objects, total, metrics)
+    encoded, ids, _, _ = read_tokens(job, tokens, "train")
+    place = {identifier: row for row, identifier in enumerate(ids)}
+    wanted = [place[identifier] for identifier in rows["id"].to_pylist()]
+    return Subject(model, tokens, curated, painter, training, np.asarray(encoded.image[wanted]), heldout)
 
 
 def _by_caption(rows: pa.Table, limit: int) -> pa.Table:
@@ -112,290 +117,164 @@ def _by_caption(rows: pa.Table, limit: int) -> pa.Table:
     return ordered.take(pa.array(spread(ordered.num_rows, limit))) if ordered.num_rows > limit else ordered
 
 
-def _draw(
-    job: Job,
-    painter: Painter,
-    pictures: PictureSet,
-    chosen: npt.NDArray[np.int64],
-    reference: torch.Tensor,
-    offset: int,
-    total: int,
-    done: int = 0,
-) -> Drawn:
-    """Draw the chosen captions and find the nearest of ``reference`` [m, 3, H, W]; ``offset``: row of the first own picture."""
-    captions = pictures.rows["caption"].take(pa.array(chosen)).to_pylist()
-    requests = [painter.request(caption, job.config.seed, 0) for caption in captions]
-    tokens = painter.tokens(requests, job.config.batch_size, lambda n, _: job.progress(done + n, total, "pictures"))
-    made = painter.pictures(tokens)
-    truth = np.asarray(pictures.images[chosen])
-    _, rebuilt = reconstruct(painter.tokenizer, truth, painter.runtime)
-    own = torch.from_numpy(chosen + offset)
-    hit = recognised(made, reference, own)
-    error = (made - to_float(truth)).square().flatten(1).mean(1)
-    return Drawn(
-        captions=captions,
-        truth=truth,
-        made=to_uint8(made),
-        rebuilt=to_uint8(rebuilt),
-        found=nearest(made, reference).numpy(),
-        hit=hit.numpy(),
-        rebuilt_hit=recognised(rebuilt, reference, own).numpy(),
-        distance=error.double().numpy(),
+def _drawn(job: Job, subject: Subject, watch: Stopwatch) -> tuple[Drawn, Drawn | None, int]:
+    """(training captions, held-out ones if there are any, number of both)."""
+    training, heldout = subject.training, subject.heldout
+    chosen = spread(len(training.images), job.config.num_captions)
+    total = len(chosen) + len(heldout.images)
+    easel = Easel(job, subject.painter, watch, total)
+    reference = to_float(np.asarray(training.images))
+    train = easel.draw(training, chosen, reference, 0)
+    if not len(heldout.images):
+        return train, None, total
+    both = torch.cat([reference, to_float(np.asarray(heldout.images))])
+    held = easel.draw(heldout, np.arange(len(heldout.images)), both, len(training.images), done=len(chosen))
+    return train, held, total
+
+
+def _judge(job: Job, subject: Subject, watch: Stopwatch) -> tuple[Judge | None, tuple[ObjectRef, ...]]:
+    if not job.config.judge_steps:
+        return None, ()
+    with watch.networks():
+        return trained_judge(job, subject.curated, subject.training)
+
+
+def _findings(job: Job, subject: Subject) -> Findings:
+    """Empty, with what all records share and what the reader of the protocol must know beside them."""
+    config: EvaluateConfig = job.config
+    px = subject.painter.tokenizer.config.image_px
+    reference = f"{len(subject.training.images)} training pictures of curated {subject.curated.fingerprint[:12]}; for held-out captions also all drawn held-out ones"
+    basis = Record(
+        measure="",
+        n=0,
+        reference=reference,
+        seed=config.seed,
+        resize=f"cut to a square and averaged to {px} px by the chain; drawings as decoded, 8 bits",
     )
-
-
-def _repeat(job: Job, painter: Painter, train: Drawn) -> Repeats:
-    """Draw some captions again under other indices; the first drawing of each is there already."""
-    chosen = spread(len(train.captions), _REPEATED_CAPTIONS)
-    pairs = [(caption, index) for caption in chosen for index in range(1, _REPEATS)]
-    requests = [painter.request(train.captions[caption], job.config.seed, index) for caption, index in pairs]
-    again = to_uint8(painter.pictures(painter.tokens(requests, job.config.batch_size)))
-    groups = np.concatenate([chosen, np.array([caption for caption, _ in pairs], np.int64)])
-    return Repeats(np.concatenate([train.made[chosen], again]), groups)
-
-
-def _measured(
-    job: Job, model: Manifest, painter: Painter, train: Drawn, held: Drawn | None, copies: CopyDetector
-) -> dict[str, Measured]:
-    """What is measured beside recognisability, by its name in the protocol."""
-    own_features = TokenizerFeatures(painter.tokenizer, model.object_of("tokenizer.weights").sha256)
-    repeats = _repeat(job, painter, train)
-    copied = share("copied", copies.copied(train.made)) | (
-        share("copied_heldout", copies.copied(held.made)) if held else {}
-    )
-    return {
-        "distributions": distributions(train.made, train.truth, train.rebuilt, own_features),
-        "variety": variety(repeats.made, repeats.groups, train.made),
-        "copies": Measured(copied, copies.protocol),
-        "scenes": scenes(train.captions, train.made, train.rebuilt),
-        "scenes_heldout": scenes(held.captions, held.made, held.rebuilt, "_heldout") if held else Measured({}, {}),
-    }
-
-
-def _metrics(model: Manifest, train: Drawn, held: Drawn | None, painter: Painter) -> dict[str, float]:
-    """The figures, flat. Own measures (recognisability) are named as such in the report."""
-    out = share("recognisability", train.hit) | {
-        "recognisability_of_reconstructions": float(train.rebuilt_hit.mean()),
-        "distance_to_own_picture": float(train.distance.mean()),
-    }
-    if held is not None:
-        out |= share("recognisability_heldout", held.hit) | {
-            "distance_to_own_picture_heldout": float(held.distance.mean())
-        }
-    grid, px = painter.tokenizer.num_tokens, painter.tokenizer.config.image_px
-    for split in ("train", "valid", "heldout"):
-        for kind in ("image", "text"):
-            if f"loss_{kind}_{split}" in model.stats:
-                out[f"loss_{kind}_{split}"] = model.stats[f"loss_{kind}_{split}"]
-        if f"loss_image_{split}" in out:
-            out[f"bits_per_pixel_{split}"] = bits_per_pixel(out[f"loss_image_{split}"], grid, px)
-    rebuilt = to_float(train.rebuilt)
-    out["reconstruction_psnr"] = float(psnr(rebuilt, to_float(train.truth)).mean())
-    return out
-
-
-def _protocol(config: EvaluateConfig, painter: Painter, training: PictureSet, heldout: PictureSet) -> dict[str, Any]:
-    """What one must know to measure the same again."""
-    return {
-        "recognisability": "share of drawn captions whose nearest reference picture (mean squared error at half resolution) is their own",
-        "captions": "training captions in alphabetical order, spread evenly",
+    protocol = {
+        "captions": "training captions in alphabetical order, spread evenly; held-out ones likewise",
         "num_captions": config.num_captions,
-        "num_heldout": len(heldout.images),
-        "reference_pictures": len(training.images),
-        "heldout_reference": "training pictures and all drawn held-out pictures",
-        "picture_px": painter.tokenizer.config.image_px,
+        "num_heldout": len(subject.heldout.images),
+        "reference_pictures": len(subject.training.images),
+        "picture_px": px,
         "seed": config.seed,
         "index": 0,
-        "sampler": painter.sampler.model_dump(mode="json"),
-        "interval": "95 % percentile bootstrap over captions, 1000 resamples, Philox seed 0; of shares of 0 and 1 Wilson's",
+        "sampler": subject.painter.sampler.model_dump(mode="json"),
     }
+    return Findings(basis, protocol=protocol)
 
 
-def _sheet(train: Drawn, held: Drawn | None) -> bytes:
-    """The real picture above what was drawn, for training captions and in a row of their own for held-out ones."""
-    sections = [
-        Section("Training captions: the real picture above, the drawn one below", _towers(train), train.captions)
+def _measure(
+    found: Findings, subject: Subject, easel: Easel, train: Drawn, held: Drawn | None, judge: Judge | None
+) -> None:
+    """Everything about drawings but copies."""
+    painter, watch = subject.painter, easel.watch
+    own = TokenizerFeatures(painter.tokenizer, subject.model.object_of("tokenizer.weights").sha256)
+    inner = ModelFeatures(painter.model, painter.tokenizer, painter.runtime, subject.model.object_of("weights").sha256)
+    others = [("tokenizer", Timed(own, watch)), ("model", Timed(inner, watch))]
+    if judge is not None:
+        others.append(("judge", Timed(judge, watch)))
+    known = subject.training.rows["caption"].to_pylist()
+    groups = [(train, "")] + ([(held, "_heldout")] if held is not None else [])
+    for group, suffix in groups:
+        measures.drawings(found, group, suffix)
+        if judge is not None:
+            measures.agreement(found, judge, group, known, suffix)
+        measures.scenes(found, group, suffix)
+    measures.distributions(found, train.made, train.truth, train.rebuilt, others)
+    measures.variety(found, easel.repeat(train), train.made)
+    measures.code_health(found, train, painter.tokenizer.vocab_size)
+
+
+# --- likelihood ------------------------------------------------------------------------------------------------------
+
+
+def _likelihoods(job: Job, subject: Subject, found: Findings, watch: Stopwatch) -> None:
+    """Nats per token and bits per pixel of pairs of each split, of the tokens alone and through the whole chain."""
+    painter, limit = subject.painter, job.config.num_unseen
+    if not limit:
+        return
+    px, places = painter.tokenizer.config.image_px, painter.tokenizer.num_tokens
+    fitted = spread(len(subject.training.images), _FITTED_PICTURES)
+    runtime = replace(painter.runtime, dtype=torch.float32)
+    with watch.networks():
+        pixels = PixelLikelihood(
+            painter.tokenizer, np.asarray(subject.training.images[fitted]), subject.training_tokens[fitted], runtime
+        )
+    found.protocol["likelihood"] = {
+        "pixels": f"{pixels.name}, discretised to 8 bits; mass sums to 1 over the 256 values of each",
+        "weights": [[float(f"{w:.6g}") for w in channel] for channel in pixels.weights.tolist()],
+        "pairs_at_most": limit,
+    }
+    about: dict[str, Any] = {"reference": "the pairs of the split, spread evenly", "features": "transformer"}
+    about["features_sha256"] = subject.model.object_of("weights").sha256
+    for split in UNSEEN:
+        rows, ids, _, _ = read_tokens(job, subject.tokens, split)
+        chosen = spread(len(ids), limit) if ids else np.zeros(0, np.int64)
+        if not len(chosen):
+            continue
+        part = TokenRows(rows.text[chosen], rows.image[chosen], rows.weights[chosen])
+        units = [ids[row] for row in chosen]
+        pictures = _pictures_of(job, subject, split, units, px)
+        with watch.networks():
+            text, image = sequence_nats(painter.model, part, painter.runtime)
+            seen = pixels.nats(pictures, part.image)
+        words = (part.text > 0).sum(1) + 1
+        of_text = "nats per text token, averaged in each caption"
+        found.mean(f"loss_text_{split}", units, text / words, of_text, **about)
+        found.mean(f"loss_image_{split}", units, image / places, "nats per image token", **about)
+        tokens_alone = bits_per_pixel(1.0, 1, px) * image
+        found.mean(f"bits_per_pixel_{split}", units, tokens_alone, "bits per pixel of the image tokens", **about)
+        measure = "bits per pixel (all three channels) of tokens and of pixels given them: a bound on -log2 p(picture | caption)"
+        found.mean(f"bits_per_pixel_chain_{split}", units, bits(image + seen, px), measure, **about)
+        job.check_stop()
+
+
+def _pictures_of(job: Job, subject: Subject, split: str, ids: list[str], px: int) -> npt.NDArray[np.uint8]:
+    """Pictures of pairs in the order of their ids."""
+    table = curated_table(job, subject.curated, (split,))
+    place = {identifier: row for row, identifier in enumerate(table["id"].to_pylist())}
+    rows = table.take(pa.array([place[identifier] for identifier in ids]))
+    return np.asarray(load_pictures(job, subject.curated, rows, px, f"unseen-{split}").images)
+
+
+# --- pictures and copies ---------------------------------------------------------------------------------------------
+
+
+def _memorised(subject: Subject, groups: list[Drawn | None], copies: list[Nearest]) -> list[dict[str, Any]]:
+    """The training pictures that came out again, each once, with the captions that brought them."""
+    ids, captions = (subject.training.rows[name].to_pylist() for name in ("id", "caption"))
+    brought: dict[int, list[str]] = {}
+    times: dict[int, int] = {}
+    for group, near in zip((g for g in groups if g is not None), copies, strict=True):
+        for drawing in np.flatnonzero(near.copied):
+            source = int(near.source[drawing])
+            brought.setdefault(source, []).append(group.captions[drawing])
+            times[source] = int(near.times[drawing])
+    return [
+        {"id": ids[row], "caption": captions[row], "times_in_training": times[row], "drawn_for": sorted(set(said))}
+        for row, said in sorted(brought.items(), key=lambda item: (-times[item[0]], item[0]))
     ]
-    if held is not None:
-        sections.append(
-            Section(
-                "Held-out compositions, never trained on: the real picture above, the drawn one below",
-                _towers(held),
-                held.captions,
-            )
-        )
-    return sectioned_sheet(sections, columns=16, tile_px=(64, 130), max_bytes=400_000)
 
 
-def _towers(group: Drawn) -> list[UInt8]:
-    line = np.full((2, group.truth.shape[2], 3), 255, np.uint8)
-    return [np.concatenate([truth, line, made], axis=0) for truth, made in zip(group.truth, group.made, strict=True)]
-
-
-# --- the report ------------------------------------------------------------------------------------------------------
-
-
-def _report(
-    job: Job,
-    model: Manifest,
-    metrics: dict[str, float],
-    protocol: dict[str, Any],
-    train: Drawn,
-    held: Drawn | None,
-    training: PictureSet,
-    copies: CopyDetector,
-) -> ReportData:
-    tokens = load_ancestor(job.store, model, "tokens")
-    tokenizer, curated = (load_ancestor(job.store, tokens, name) for name in ("tokenizer", "curated"))
-    pairs = load_ancestor(job.store, curated, "pairs")
-    share = metrics["recognisability"]
-    summary = (
-        f"This model was trained on {model.stats['trained_on']:,} captioned pictures. Asked for {len(train.captions)} captions it was trained on, "
-        f"it drew {int(train.hit.sum())} pictures that resemble their own original more than any other of {len(training.images):,}."
-    )
-    if held is not None:
-        summary += f" Of {len(held.captions)} compositions it never saw, {int(held.hit.sum())} came out nearer to their own true picture than to any other."
-    lineage = tuple(
-        Ancestor(m.step, m.kind, m.fingerprint, config=m.config) for m in (pairs, curated, tokenizer, tokens, model)
-    )
-    return ReportData(
-        title=f"Evaluation of model {model.fingerprint[:12]}",
-        summary=summary,
-        facts={
-            "model": model.fingerprint[:12],
-            "parameters": f"{model.stats['parameters']:,}",
-            "updates": f"{model.stats['steps']:,}",
-        },
-        headlines=_headlines(metrics, share),
-        sheets=(
-            Sheet(
-                "Training captions",
-                "The real picture, what the tokenizer makes of it, and what the model drew from the caption alone.",
-                _samples(train),
-            ),
-        ),
-        heldout=Sheet(
-            "Held-out compositions", "Combinations that were never trained on, though their parts were.", _samples(held)
-        )
-        if held
-        else None,
-        worst=Sheet(
-            "Where it fails",
-            "Training captions whose drawing is furthest from the real picture.",
-            _samples(train, np.argsort(-train.distance)[:12]),
-        ),
-        neighbours=_neighbours(held or train, training, copies),
-        neighbours_note="Each drawing beside the training picture it is nearest to. A model this small trained on so few pictures is expected to stay close to them.",
-        curves=(
-            *_curves(job, tokenizer, "Loss of the tokenizer", None),
-            *_curves(job, model, "Loss of the transformer", math.log(tokenizer.stats["vocab_size"])),
-        ),
-        funnels=_funnels(pairs, curated),
-        metrics=metrics_of(metrics, protocol=json.dumps(protocol["sampler"])),
-        lineage=lineage,
-        notes=(
-            "Recognisability, variety, copied and the scene figures are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID.",
-            f"Protocol: {json.dumps(protocol, sort_keys=True)}",
-        ),
-    )
-
-
-def _headlines(metrics: dict[str, float], share: float) -> tuple[Headline, ...]:
-    lines = [
-        Headline(
-            "Recognisable drawings",
-            share,
-            "Share of training captions whose drawing is nearest to its own original.",
-            "good" if share >= 0.5 else "fair" if share >= 0.2 else "poor",
-            f"0.5 or more is the goal; the tokenizer alone would allow {metrics['recognisability_of_reconstructions']:.2f}",
-            share,
-            0.5,
-        )
+def _drawings(job: Job, subject: Subject, groups: list[Drawn | None], copies: list[Nearest]) -> ObjectRef:
+    ids, captions = (subject.training.rows[name].to_pylist() for name in ("id", "caption"))
+    rows = [
+        {
+            "split": split,
+            "id": group.ids[i],
+            "caption": group.captions[i],
+            "image": encode_png(group.made[i]),
+            "copied": bool(near.copied[i]),
+            "nearest_id": ids[near.source[i]],
+            "nearest_caption": captions[near.source[i]],
+            "nearest_times": int(near.times[i]),
+            "token_distance": float(near.token_distance[i]),
+            "feature_distance": float(f"{near.feature_distance[i]:.9g}"),
+        }
+        for group, near, split in zip((g for g in groups if g), copies, ("train", "heldout"), strict=False)
+        for i in range(len(group.ids))
     ]
-    if "recognisability_heldout" in metrics:
-        held = metrics["recognisability_heldout"]
-        lines.append(
-            Headline(
-                "New compositions",
-                held,
-                "The same for combinations it never saw.",
-                "good" if held >= 0.5 else "fair" if held >= 0.1 else "poor",
-                "0.5 is a high goal",
-                held,
-                0.5,
-            )
-        )
-    if "scene_all" in metrics:
-        met = metrics["scene_all"]
-        hint = f"the tokenizer alone would allow {metrics['scene_all_of_reconstructions']:.2f}; the wrong captions give {metrics['scene_all_chance']:.2f}"
-        lines.append(
-            Headline(
-                "Captions met",
-                met,
-                "Share of drawings that show all that their caption says, measured in the pixels.",
-                "good" if met >= 0.5 else "fair" if met >= 0.2 else "poor",
-                hint,
-                met,
-                0.5,
-            )
-        )
-    if "bits_per_pixel_valid" in metrics:
-        lines.append(
-            Headline(
-                "Bits per pixel, unseen pictures",
-                metrics["bits_per_pixel_valid"],
-                "How surprised the model is by pictures it did not train on; lower is better.",
-            )
-        )
-    return tuple(lines)
-
-
-def _samples(group: Drawn, order: Sequence[int] | npt.NDArray[np.int64] | None = None) -> tuple[Sample, ...]:
-    chosen = range(len(group.captions)) if order is None else order
-    return tuple(
-        Sample(
-            group.captions[i],
-            tuple(
-                Picture(label, encode_png(images[i]))
-                for label, images in (("real", group.truth), ("tokenizer", group.rebuilt), ("drawn", group.made))
-            ),
-            bool(group.hit[i]),
-        )
-        for i in chosen
-    )
-
-
-def _neighbours(group: Drawn, training: PictureSet, copies: CopyDetector) -> tuple[Neighbour, ...]:
-    captions = training.rows["caption"].to_pylist()
-    made = to_float(group.made)
-    found = nearest(made, to_float(np.asarray(training.images))).numpy()
-    near = np.asarray(training.images[found])
-    distance = (made - to_float(near)).square().flatten(1).mean(1).tolist()
-    copied = copies.copied(group.made)
-    closest = np.argsort(distance)[:12]
-    return tuple(
-        Neighbour(
-            group.captions[i],
-            encode_png(group.made[i]),
-            encode_png(near[i]),
-            captions[found[i]],
-            float(distance[i]),
-            bool(copied[i]),
-        )
-        for i in closest
-    )
-
-
-def _curves(job: Job, manifest: Manifest, title: str, random_loss: float | None) -> tuple[Any, ...]:
-    columns = pq.read_table(io.BytesIO(job.read(manifest.object_of("curve")))).to_pydict()
-    references = (("ln K: nothing learnt", random_loss),) if random_loss else ()
-    return tuple(c for c in curves_of(columns, references, title=title) if c.title == title)
-
-
-def _funnels(pairs: Manifest, curated: Manifest) -> tuple[Funnel, ...]:
-    ingest = (("rows read", int(pairs.stats["rows_in"])), ("pairs kept", int(pairs.stats["kept"])))
-    steps = tuple((str(rule), int(left)) for rule, left in curated.stats.get("funnel", []))
-    return (
-        Funnel("Ingest", ingest, pairs.stats.get("reasons", {})),
-        Funnel("Curation", steps, curated.stats.get("reasons", {})),
-    )
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=DRAWING), out, compression="zstd")
+    return job.put(out.getvalue(), ext="parquet", role="drawings", rows=len(rows))

@@ -2,45 +2,38 @@
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.distances import (
-    corrected_distance,
-    density_coverage,
-    frechet,
-    mean_distance,
-    precision_recall,
-    share_interval,
-    sliced_wasserstein,
-)
-from dalle_model.features import RandomFeatures, ThumbnailFeatures
+from dalle_model.distances import squared_distances
+from dalle_model.features import ThumbnailFeatures
 from dalle_model.images import encode_png, to_float, to_uint8
-from dalle_model.metrics import nearest
 from dalle_model.sheets import Section, sectioned_sheet
+from tasks import measures
 from tasks.artifacts import Manifest
+from tasks.copies import CopyDetector, Nearest
 from tasks.curves import curves_of
 from tasks.figures import metrics_of
+from tasks.findings import Findings, Record
 from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
-from tasks.measures import CopyDetector, share
 from tasks.pages import Ancestor, Headline, Neighbour, Picture, ReportData, Sample, Sheet, report_html
 from tasks.pictures import PictureSet, curated_table, load_pictures
 from tasks.unprompted import UnpromptedPainter, load_unprompted
 
 UInt8 = npt.NDArray[np.uint8]
 
-_RESAMPLES, _NEIGHBOURS = 100, 5  # as for models that read prompts
+_TRAINING = "training pictures in the order of their captions, spread evenly"
 _NOT_APPLICABLE = {
     "recognisability": "the model reads no caption, so no drawing has a picture of its own",
     "scene figures": "the same",
     "losses per token": "the model has no tokens",
     "captions met, agreement with the text": "the model reads no caption",
 }
+_OF_THE_MODEL = ("psnr_train", "psnr_valid", "bits_per_pixel_train", "bits_per_pixel_valid")  # of a VAE
 _FAMILIES = {"vae": "Gaussian VAE", "gan": "DCGAN"}
 
 
@@ -58,61 +51,56 @@ def work(job: Job) -> Outcome:
     requests = [painter.request("", config.seed, index) for index in range(len(truth))]
     made = to_uint8(painter.pictures(painter.tokens(requests, config.batch_size)))
     job.progress(len(made), len(made), "pictures")
-    copies = CopyDetector(np.asarray(training.images))
-    metrics = _compare(made, truth) | share("copied", copies.copied(made)) | _of_the_model(model)
-    metrics = {name: float(f"{value:.9g}") for name, value in metrics.items()}
-    protocol = _protocol(config, painter, len(made), copies)
-    report = report_html(_report(job, model, curated, metrics, protocol, made, truth, training, copies))
-    document = json.dumps({"metrics": metrics, "protocol": protocol}, sort_keys=True, indent=1).encode()
+    detector = CopyDetector(np.asarray(training.images), np.zeros((len(training.images), 0), np.uint16))
+    copies = detector.look(made, np.zeros((len(made), 0), np.uint16))
+    found = _findings(config, painter, detector)
+    _measure(found, made, truth, copies, detector)
+    for name in _OF_THE_MODEL:
+        if name in model.stats:
+            found.add(name, model.stats[name], None, "as training measured it", n=int(model.stats["trained_on"]))
     objects = (
-        job.put(document, ext="json", role="metrics"),
+        job.put(json.dumps(found.document(), sort_keys=True, indent=1).encode(), ext="json", role="metrics"),
+        job.put(found.table(), ext="parquet", role="values"),
         job.put(_sheet(made, truth), ext="png", role="sheet.samples"),
-        job.put(report, ext="html", role="report"),
+        job.put(
+            report_html(_report(job, model, curated, found, made, truth, training, copies)), ext="html", role="report"
+        ),
     )
-    return Outcome(objects, len(made), metrics)
+    return Outcome(objects, len(made), found.figures)
 
 
-def _compare(made: UInt8, truth: UInt8) -> dict[str, float]:
-    """Distances of the two sets, and variety: distance between drawings over that between true pictures."""
-    if len(made) < 2:
-        return {}
-    features, thumbnails = RandomFeatures(), ThumbnailFeatures()
-    a, b = features.of(to_float(truth)), features.of(to_float(made))
-    out: dict[str, float] = {}
-    for name, distance in (("frechet_random", frechet), ("sliced_wasserstein_random", sliced_wasserstein)):
-        value, interval = corrected_distance(distance, a, b, paired=False, resamples=_RESAMPLES)
-        out |= {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
-    if len(a) > _NEIGHBOURS:
-        parts = (*precision_recall(a, b, k=_NEIGHBOURS), *density_coverage(a, b, k=_NEIGHBOURS))
-        for name, values in zip(("precision", "recall", "density", "coverage"), parts, strict=True):
-            low, high = share_interval(values)
-            out |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    spread_of_truth = mean_distance(thumbnails.of(to_float(truth)))
-    if spread_of_truth > 0:
-        out["variety_of_drawings"] = mean_distance(thumbnails.of(to_float(made))) / spread_of_truth
-    return out
-
-
-def _of_the_model(model: Manifest) -> dict[str, float]:
-    """Figures that training measured: reconstruction and bound of a VAE."""
-    names = ("psnr_train", "psnr_valid", "bits_per_pixel_train", "bits_per_pixel_valid")
-    return {name: model.stats[name] for name in names if name in model.stats}
-
-
-def _protocol(config: EvaluateConfig, painter: UnpromptedPainter, n: int, copies: CopyDetector) -> dict[str, Any]:
-    features = RandomFeatures()
-    return {
-        "sets": "drawings from noise, and training pictures in the order of their captions, spread evenly",
-        "n": n,
+def _findings(config: EvaluateConfig, painter: UnpromptedPainter, detector: CopyDetector) -> Findings:
+    px = painter.image_px
+    protocol = {
+        "sets": f"drawings from noise, and {_TRAINING}",
         "seed": config.seed,
-        "picture_px": painter.image_px,
-        "features": {features.name: features.digest},
-        "neighbours": _NEIGHBOURS,
-        "interval": f"95 % basic bootstrap of each set, {_RESAMPLES} resamples, Philox seed 0; the figure is less its bootstrap bias",
-        "copies": copies.protocol,
+        "picture_px": px,
+        "copies": detector.protocol,
         "bits_per_pixel": "bound: logit-Laplace density of 256 levels plus KL, one draw of the latent per picture",
         "not_applicable": _NOT_APPLICABLE,
     }
+    return Findings(Record("", 0, _TRAINING, seed=config.seed, resize=f"averaged to {px} px"), protocol=protocol)
+
+
+def _measure(found: Findings, made: UInt8, truth: UInt8, copies: Nearest, detector: CopyDetector) -> None:
+    """Distances of the two sets, variety (distance between drawings over that between true pictures), and copies."""
+    units = [f"{number:06d}" for number in range(len(made))]
+    about = {"features": detector.features.name, "features_sha256": detector.features.digest}
+    found.mean("copied", units, copies.copied, "own: share within a threshold of a training picture", **about)
+    measures.distributions(found, made, truth, None, [], reference=_TRAINING)
+    if len(made) < 2:
+        return
+    rows, other = (ThumbnailFeatures().of(to_float(x)) for x in (made, truth))
+    across = _mean_to_others(other).mean()
+    if across > 0:
+        measure = "own: mean distance of a drawing to the others over that of a true picture to the others"
+        found.mean("variety_of_drawings", units, _mean_to_others(rows) / across, measure, **about)
+
+
+def _mean_to_others(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean Euclidean distance of each row [n, d] to the others -> [n]."""
+    total: npt.NDArray[np.float64] = np.sqrt(squared_distances(rows, rows)).sum(1)
+    return total / (len(rows) - 1)
 
 
 def _sheet(made: UInt8, truth: UInt8) -> bytes:
@@ -127,12 +115,11 @@ def _report(
     job: Job,
     model: Manifest,
     curated: Manifest,
-    metrics: dict[str, float],
-    protocol: dict[str, Any],
+    found: Findings,
     made: UInt8,
     truth: UInt8,
     training: PictureSet,
-    copies: CopyDetector,
+    copies: Nearest,
 ) -> ReportData:
     pairs = load_ancestor(job.store, curated, "pairs")
     family = _FAMILIES[model.stats["family"]]
@@ -150,7 +137,7 @@ def _report(
             "parameters": f"{model.stats['parameters']:,}",
             "updates": f"{model.stats['steps']:,}",
         },
-        headlines=_headlines(metrics),
+        headlines=_headlines(found.figures),
         sheets=(
             Sheet(
                 "Drawn from noise, beside training pictures",
@@ -164,12 +151,12 @@ def _report(
         neighbours=_neighbours(made, training, copies),
         neighbours_note="Each drawing beside the training picture it is nearest to, the closest first.",
         curves=tuple(curves_of(columns, (), title=f"Loss of the {family}")),
-        metrics=metrics_of(metrics, protocol=f"seed {protocol['seed']}, {protocol['n']} pictures"),
+        metrics=metrics_of(found.figures, records=found.records),
         lineage=tuple(Ancestor(m.step, m.kind, m.fingerprint, config=m.config) for m in (pairs, curated, model)),
         notes=(
             f"Not measured, because it has no meaning here: {left_out}.",
             "Variety and copied are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID.",
-            f"Protocol: {json.dumps(protocol, sort_keys=True)}",
+            f"Protocol: {json.dumps(found.protocol, sort_keys=True)}",
         ),
     )
 
@@ -187,14 +174,16 @@ def _headlines(metrics: dict[str, float]) -> tuple[Headline, ...]:
     return tuple(Headline(title, metrics[name], meaning) for name, title, meaning in said if name in metrics)
 
 
-def _neighbours(made: UInt8, training: PictureSet, copies: CopyDetector) -> tuple[Neighbour, ...]:
+def _neighbours(made: UInt8, training: PictureSet, copies: Nearest) -> tuple[Neighbour, ...]:
     captions = training.rows["caption"].to_pylist()
-    floats = to_float(made)
-    found = nearest(floats, to_float(np.asarray(training.images))).numpy()
-    near = np.asarray(training.images[found])
-    distance = (floats - to_float(near)).square().flatten(1).mean(1).tolist()
-    copied = copies.copied(made)
     return tuple(
-        Neighbour("", encode_png(made[i]), encode_png(near[i]), captions[found[i]], float(distance[i]), bool(copied[i]))
-        for i in np.argsort(distance)[:12]
+        Neighbour(
+            "",
+            encode_png(made[i]),
+            encode_png(np.asarray(training.images[copies.by_features[i]])),
+            captions[copies.by_features[i]],
+            float(copies.feature_distance[i]),
+            bool(copies.copied[i]),
+        )
+        for i in np.argsort(copies.feature_distance)[:12]
     )

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from tasks.pages import Better, Metric
+
+if TYPE_CHECKING:
+    from tasks.findings import Record  # its import loads torch, which a page about figures does not need
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,14 @@ _KNOWN: dict[str, _Known] = {
         "nats",
     ),
     "loss_text": _Known("lower", "How surprised the model is by each word piece of a caption.", "nats"),
-    "bits_per_pixel": _Known(
-        "lower", "Surprise by whole pictures, spread over their pixels; comparable between tokenizers.", "bits"
+    "bits_per_pixel": _Known("lower", "Surprise by the image tokens alone, spread over the pixels.", "bits"),
+    "bits_per_pixel_chain": _Known(
+        "lower",
+        "Surprise by whole pictures through tokenizer and transformer together, all three channels of a pixel; comparable between tokenizers. 24 is noise.",
+        "bits",
+    ),
+    "reconstruction_ssim": _Known(
+        "higher", "Likeness of structure between a picture and its reconstruction; 1 is the same."
     ),
     "reconstruction_psnr": _Known(
         "higher", "How close a picture is to itself after it was turned into tokens and back.", "dB"
@@ -45,17 +55,35 @@ _KNOWN: dict[str, _Known] = {
         "higher", "How many of the tokenizer's codes carry the load; few mean that pictures look alike to it."
     ),
     "dead_codes": _Known("lower", "Codes of the tokenizer that no picture uses."),
+    "code_perplexity_of_drawings": _Known(
+        "", "How many of the tokenizer's codes the drawings use; far below the originals' means that all look alike."
+    ),
+    "code_perplexity_of_originals": _Known("", "The same for the true pictures of the same captions."),
+    "agreement": _Known(
+        "higher",
+        "Share of the other captions that fit a drawing less well than its own, by a small judge trained on the training pictures; chance is 0.5. No CLIP score.",
+    ),
+    "agreement_of_originals": _Known("higher", "The same for true pictures: what the judge itself can tell."),
+    "agreement_of_wrong_captions": _Known("", "The same with the captions mixed up: what chance gives."),
+    "attribute_agreement": _Known(
+        "higher",
+        "The same against training captions that differ in exactly one word: is that word drawn? Chance is 0.5.",
+    ),
+    "attribute_agreement_of_originals": _Known("higher", "The same for true pictures: what the judge itself can tell."),
+    "nearest_training_tokens": _Known(
+        "", "Share of a drawing's tokens that differ from those of the training picture nearest to it; 0 is a copy."
+    ),
     "frechet_random": _Known(
         "lower",
         "Frechet distance between drawings and true pictures on a fixed untrained network; compares runs of this project only, never with a published FID.",
     ),
-    "frechet_random_of_reconstructions": _Known(
-        "lower", "The same for originals sent through the tokenizer and back, not corrected for the number of pictures."
-    ),
+    "frechet_random_of_reconstructions": _Known("lower", "The same for originals sent through the tokenizer and back."),
     "sliced_wasserstein_random": _Known(
         "lower", "Sliced Wasserstein distance between drawings and true pictures on a fixed untrained network."
     ),
     "sliced_wasserstein_tokenizer": _Known("lower", "The same on the features of the model's own tokenizer."),
+    "sliced_wasserstein_model": _Known("lower", "The same on the hidden states of the transformer itself."),
+    "sliced_wasserstein_judge": _Known("lower", "The same on the features of the small judge of words and pictures."),
     "precision": _Known("higher", "Share of drawings that lie among the true pictures."),
     "recall": _Known("higher", "Share of true pictures that lie among the drawings: is every kind of picture drawn?"),
     "density": _Known("higher", "How deep drawings lie among the true pictures; about 1 for the same distribution."),
@@ -72,7 +100,7 @@ _KNOWN: dict[str, _Known] = {
     ),
     "copied": _Known(
         "lower",
-        "Share of drawings nearer to a training picture than 95 in 100 training pictures are to each other; 0.05 is what pictures of the same kind would give.",
+        "Share of drawings nearer to a training picture, in tokens or in features, than all but 2 in 1,000 training pictures are to another one; about 0.004 is what pictures that copy nothing would give.",
     ),
     "scene_count": _Known("higher", "Share of drawings with as many shapes as the caption says."),
     "scene_colour": _Known("higher", "Share of drawings that have every colour the caption says, as often as it says."),
@@ -98,24 +126,48 @@ _SPLITS = {
 
 
 def metrics_of(
-    figures: Mapping[str, float], *, previous: Mapping[str, float] | None = None, protocol: str = ""
+    figures: Mapping[str, float],
+    *,
+    previous: Mapping[str, float] | None = None,
+    records: Mapping[str, "Record"] | None = None,
 ) -> tuple[Metric, ...]:
     """Rows of the table from flat figures: ``x_low`` and ``x_high`` become the interval of ``x``, known names are explained.
 
     ``previous`` has the same figures of the model before. Names that are not known are shown without an explanation.
     """
     bounds = {name for x in figures for name in (f"{x}_low", f"{x}_high")} & figures.keys()
-    return tuple(_metric(name, figures, previous or {}, protocol) for name in figures if name not in bounds)
+    return tuple(_metric(name, figures, previous or {}, records or {}) for name in figures if name not in bounds)
 
 
-def _metric(name: str, figures: Mapping[str, float], previous: Mapping[str, float], protocol: str) -> Metric:
+def better_of(name: str) -> Literal["higher", "lower"] | None:
+    """Which way a figure is better, None where neither is or nobody knows."""
+    known, _ = _known(name)
+    return known.better or None
+
+
+def spoken(name: str) -> str:
+    """A figure's name in words: ``agreement_heldout`` -> agreement, new combinations."""
+    _, split = _known(name)
+    base = name.removesuffix(f"_{split}") if split else name
+    where = _SPLITS.get(split, ("", ""))[0]
+    return base.replace("_", " ") + (f", {where}" if where else "")
+
+
+def _known(name: str) -> tuple[_Known, str]:
+    """What is known of a figure, and the split at the end of its name."""
     base, _, split = name.rpartition("_")
     if name in _KNOWN or split not in _SPLITS:
         base, split = name, ""
-    known = _KNOWN.get(base, _Known("", ""))
-    where, said = _SPLITS.get(split, ("", ""))
+    return _KNOWN.get(base, _Known("", "")), split
+
+
+def _metric(
+    name: str, figures: Mapping[str, float], previous: Mapping[str, float], records: Mapping[str, "Record"]
+) -> Metric:
+    known, split = _known(name)
+    said = _SPLITS.get(split, ("", ""))[1]
     return Metric(
-        name=base.replace("_", " ") + (f", {where}" if where else ""),
+        name=spoken(name),
         value=figures[name],
         unit=known.unit,
         better=known.better,
@@ -123,5 +175,11 @@ def _metric(name: str, figures: Mapping[str, float], previous: Mapping[str, floa
         high=figures.get(f"{name}_high"),
         previous=previous.get(name),
         meaning=" ".join(part for part in (known.meaning, said) if part),
-        protocol=protocol,
+        protocol=_in_words(records[name]) if name in records else "",
     )
+
+
+def _in_words(record: "Record") -> str:
+    """A record in one line."""
+    features = record.features + (f" {record.features_sha256[:12]}" if record.features_sha256 else "")
+    return f"{record.measure}. n {record.n}; on {features}; against {record.reference}; seed {record.seed}"

@@ -1,165 +1,240 @@
-"""Figures beyond recognisability: distances between sets of pictures, variety, copies, and truth of captions.
+"""Figures of drawings: recognisability, distances between sets, variety, copies, agreement with words, truth of scenes.
 
-Each function returns flat figures and its entry for the protocol. The published measures keep their names, with the
-features they stand on; ``variety``, ``copied`` and ``scene_*`` are this project's own.
+Each function adds its figures, with interval and record, to ``Findings``. Published measures keep their names, with
+the features they stand on; what is this project's own says so in its record.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dalle_model.distances import (
     corrected_distance,
     density_coverage,
     frechet,
     mean_distance,
-    nearest_distances,
     precision_recall,
-    share_interval,
     sliced_wasserstein,
-    squared_distances,
 )
+from dalle_model.dual_encoder import Judge, one_word_apart, preference
 from dalle_model.features import Features, RandomFeatures, ThumbnailFeatures
 from dalle_model.images import to_float
-from dalle_model.scene_checks import CHECKS_VERSION, shares
+from dalle_model.metrics import code_usage, psnr, ssim
+from dalle_model.scene_checks import CHECKS_VERSION, verdicts
 from dalle_model.scenes import parse_caption
+from tasks.copies import Nearest
+from tasks.drawn import Drawn, Repeats
+from tasks.findings import Findings
 from tasks.fit_tokenizer import spread
 
 UInt8 = npt.NDArray[np.uint8]
-BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 
-_RESAMPLES = 100  # of distances; shares have 1000
+_RESAMPLES = 100  # of distances; means have 1000
 _MOST = 2000  # pictures compared each with each; more are thinned out evenly
-_PIECE = 512
 _NEIGHBOURS = 5
-_COPY_QUANTILE = 0.05
+_OWN = "own: "
+_SAME_CAPTIONS = "true pictures of the same captions"
+_DISTANCE_INTERVAL = (
+    f"95 % basic bootstrap over captions, {_RESAMPLES} resamples, Philox seed 0; the figure is less its bootstrap bias"
+)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Figures by name, ``x_low`` and ``x_high`` being the 95 % interval of ``x``, and what one must know of them."""
+def drawings(into: Findings, group: Drawn, suffix: str = "") -> None:
+    """Recognisability and distance of drawings to their captions' own pictures, and what the tokenizer alone allows."""
+    rule = "share whose nearest reference picture, by mean squared error at half resolution, is its caption's own"
+    into.mean(f"recognisability{suffix}", group.ids, group.hit, _OWN + rule)
+    into.mean(
+        f"recognisability_of_reconstructions{suffix}",
+        group.ids,
+        group.rebuilt_hit,
+        _OWN + "the same of true pictures sent through the tokenizer",
+    )
+    into.mean(
+        f"distance_to_own_picture{suffix}",
+        group.ids,
+        group.distance,
+        "mean squared error to the caption's own picture, colours from 0 to 1",
+        reference=_SAME_CAPTIONS,
+    )
+    truth, rebuilt = to_float(group.truth), to_float(group.rebuilt)
+    for name, values, measure in (
+        ("reconstruction_psnr", psnr(rebuilt, truth), "peak signal to noise ratio in dB"),
+        ("reconstruction_ssim", ssim(rebuilt, truth), "structural similarity (Wang et al. 2004), Gaussian window"),
+    ):
+        into.mean(f"{name}{suffix}", group.ids, values.double().numpy(), measure, reference=_SAME_CAPTIONS)
 
-    figures: dict[str, float]
-    protocol: dict[str, Any]
 
+def distributions(
+    into: Findings,
+    made: UInt8,
+    truth: UInt8,
+    rebuilt: UInt8 | None,
+    others: Sequence[tuple[str, Features]],
+    reference: str = _SAME_CAPTIONS,
+) -> None:
+    """How far the set of drawings lies from a set of true pictures, both uint8 [n, H, W, 3].
 
-def distributions(made: UInt8, truth: UInt8, rebuilt: UInt8, own_features: Features) -> Measured:
-    """How far the set of drawings lies from the set of true pictures of the same captions, all uint8 [n, H, W, 3].
-
-    ``own_features``: the tokenizer's. Sets too small for a measure go without it.
+    rebuilt: the true pictures sent through the tokenizer; None: the sets do not belong together picture by picture.
+    others: more features, each with the end of its figures' names. Sets too small for a measure go without it.
     """
-    n = len(made)
-    random = RandomFeatures()
-    protocol: dict[str, Any] = {
-        "sets": "drawings, and true pictures of the same captions",
-        "n": n,
-        "features": {f.name: f.digest for f in (random, own_features)},
-        "interval": f"95 % basic bootstrap over captions, {_RESAMPLES} resamples, Philox seed 0; the figure is less its bootstrap bias",
-        "neighbours": _NEIGHBOURS,
-    }
-    out: dict[str, float] = {}
+    n, paired = len(made), rebuilt is not None
     if n < 2:
-        return Measured(out, protocol)
-    a, b, c = (random.of(to_float(x)) for x in (truth, made, rebuilt))
-    _add(out, "frechet_random", *corrected_distance(frechet, a, b, paired=True, resamples=_RESAMPLES))
-    out["frechet_random_of_reconstructions"] = frechet(a, c)
-    _add(
-        out,
-        "sliced_wasserstein_random",
-        *corrected_distance(sliced_wasserstein, a, b, paired=True, resamples=_RESAMPLES),
-    )
-    own_a, own_b = (own_features.of(to_float(x)) for x in (truth, made))
-    _add(
-        out,
-        "sliced_wasserstein_tokenizer",
-        *corrected_distance(sliced_wasserstein, own_a, own_b, paired=True, resamples=_RESAMPLES),
-    )
+        return
+    random = RandomFeatures()
+    how = _DISTANCE_INTERVAL if paired else _DISTANCE_INTERVAL.replace("over captions", "of each set")
+    about: dict[str, Any] = {"n": n, "reference": reference, "interval": how}
+    a, b = (random.of(to_float(x)) for x in (truth, made))
+    sets = [("frechet_random", b)]
+    if rebuilt is not None:
+        sets.append(("frechet_random_of_reconstructions", random.of(to_float(rebuilt))))
+    for name, set_b in sets:
+        value = corrected_distance(frechet, a, set_b, paired=paired, resamples=_RESAMPLES)
+        into.add(name, *value, "squared Frechet distance (Dowson and Landau 1982)", on=random, **about)
+    for name, features in (("random", random), *others):
+        rows_a, rows_b = (features.of(to_float(x)) for x in (truth, made)) if features is not random else (a, b)
+        value = corrected_distance(sliced_wasserstein, rows_a, rows_b, paired=paired, resamples=_RESAMPLES)
+        measure = "sliced 2-Wasserstein distance (Bonneel et al. 2015), 128 directions"
+        into.add(f"sliced_wasserstein_{name}", *value, measure, on=features, **about)
     rows = spread(n, _MOST)
-    if len(rows) > _NEIGHBOURS:
-        parts = (
-            *precision_recall(a[rows], b[rows], k=_NEIGHBOURS),
-            *density_coverage(a[rows], b[rows], k=_NEIGHBOURS),
-        )
-        for name, values in zip(("precision", "recall", "density", "coverage"), parts, strict=True):
-            _add(out, name, float(values.mean()), share_interval(values))
-    return Measured(out, protocol)
+    if len(rows) <= _NEIGHBOURS:
+        return
+    precision, recall = precision_recall(a[rows], b[rows], k=_NEIGHBOURS)
+    density, coverage = density_coverage(a[rows], b[rows], k=_NEIGHBOURS)
+    units = [f"{row:06d}" for row in rows]
+    for name, values, source in (
+        ("precision", precision, "Kynkaanniemi et al. 2019"),
+        ("recall", recall, "Kynkaanniemi et al. 2019"),
+        ("density", density, "Naeem et al. 2020"),
+        ("coverage", coverage, "Naeem et al. 2020"),
+    ):
+        measure = f"{name} ({source}), {_NEIGHBOURS} neighbours"
+        into.mean(name, units, values, measure, on=random, reference=reference)
 
 
-def variety(repeats: UInt8, groups: npt.NDArray[np.int64], made: UInt8) -> Measured:
-    """Distance between drawings of one caption over that between drawings of different ones; own measure.
+def variety(into: Findings, repeats: Repeats, made: UInt8) -> None:
+    """Distance between drawings of one caption over that between drawings of different ones.
 
-    repeats uint8 [r, H, W, 3] with the number of their caption [r]; made uint8 [n, H, W, 3], one of each caption.
+    made uint8 [n, H, W, 3], one of each caption.
     """
+    if len(repeats.made) < 2 or len(made) < 2:
+        return
     thumbnails = ThumbnailFeatures()
-    protocol = {
-        "drawings": len(repeats),
-        "captions": len(np.unique(groups)),
-        "features": {thumbnails.name: thumbnails.digest},
-    }
-    if len(repeats) < 2 or len(made) < 2:
-        return Measured({}, protocol)
     across = mean_distance(thumbnails.of(to_float(made[spread(len(made), _MOST)])))
-    within = mean_distance(thumbnails.of(to_float(repeats)), groups)
-    return Measured({"variety": within / across} if across > 0 else {}, protocol)
+    rows = thumbnails.of(to_float(repeats.made))
+    if across <= 0:
+        return
+    each = [mean_distance(rows[repeats.groups == g]) / across for g in np.unique(repeats.groups)]
+    into.mean(
+        "variety",
+        [f"{g:06d}" for g in np.unique(repeats.groups)],
+        each,
+        _OWN + "distance between drawings of one caption over that between drawings of different captions",
+        on=thumbnails,
+        reference="drawings of the same captions",
+    )
 
 
-class CopyDetector:
-    """Finds drawings nearer to a training picture than training pictures usually are to each other; own measure."""
-
-    def __init__(self, training: UInt8) -> None:
-        """``training``: uint8 [m, H, W, 3]. Equal training pictures do not count as each other's neighbours."""
-        self._features = ThumbnailFeatures()
-        # In pieces: as floats at full size, all training pictures need four times their memory.
-        pieces = [training[start : start + _PIECE] for start in range(0, len(training), _PIECE)]
-        self._rows = np.concatenate([self._features.of(to_float(piece)) for piece in pieces])
-        probes = spread(len(training), _MOST)
-        squared = squared_distances(self._rows[probes], self._rows)
-        squared[squared == 0] = np.inf  # itself, and its duplicates
-        nearest = np.sqrt(squared.min(axis=1))
-        known = nearest[np.isfinite(nearest)]
-        self.threshold = float(np.quantile(known, _COPY_QUANTILE)) if len(known) else 0.0
-        self.protocol = {
-            "threshold": float(f"{self.threshold:.9g}"),
-            "rule": f"{_COPY_QUANTILE:g} quantile of the distances from training pictures to their nearest different one",
-            "probes": len(probes),
-            "reference_pictures": len(training),
-            "features": {self._features.name: self._features.digest},
-        }
-
-    def copied(self, made: UInt8) -> BoolArray:
-        """Which drawings uint8 [n, H, W, 3] lie within the threshold of a training picture -> bool [n]."""
-        return nearest_distances(self._features.of(to_float(made)), self._rows)[0] <= self.threshold
+def code_health(into: Findings, group: Drawn, vocab_size: int) -> None:
+    """How many codes the drawings use, beside their true pictures: a model that draws one thing uses few."""
+    for name, ids in (("drawings", group.tokens), ("originals", group.true_tokens)):
+        codes = torch.from_numpy(ids.astype(np.int64))
+        value = code_usage(codes, vocab_size)[0]
+        rng = np.random.Generator(np.random.Philox(0))
+        again = [
+            code_usage(codes[torch.from_numpy(rng.integers(0, len(codes), len(codes)))], vocab_size)[0]
+            for _ in range(_RESAMPLES)
+        ]
+        low, high = (float(x) for x in np.quantile(again, [0.025, 0.975]))
+        into.add(
+            f"code_perplexity_of_{name}",
+            value,
+            (min(low, value), max(high, value)),
+            "exp of the entropy of the code histogram",
+            n=len(codes),
+            reference="none",
+            interval=f"95 % percentile bootstrap over pictures, {_RESAMPLES} resamples, Philox seed 0, widened to the value",
+        )
 
 
-def scenes(captions: Sequence[str], made: UInt8, rebuilt: UInt8, suffix: str = "") -> Measured:
-    """For captions of scenes, the share of drawings that meet each attribute; empty when there are none.
+def copies(into: Findings, group: Drawn, found: Nearest, features: Features, suffix: str = "") -> None:
+    """Share of drawings that are copies, and how far from the nearest training picture drawings are."""
+    about = {
+        "features": f"image tokens and {features.name}",
+        "features_sha256": features.digest,
+        "reference": "all reference training pictures",
+    }
+    into.mean(
+        f"copied{suffix}", group.ids, found.copied, _OWN + "share within a threshold of a training picture", **about
+    )
+    into.mean(
+        f"nearest_training_tokens{suffix}",
+        group.ids,
+        found.token_distance,
+        _OWN + "share of the tokens that differ from the nearest training picture's",
+        **about,
+    )
+
+
+def agreement(into: Findings, judge: Judge, group: Drawn, known: Sequence[str], suffix: str = "") -> None:
+    """Do drawings fit their captions better than other captions, by the dual encoder?
+
+    known: training captions, among which those one word apart are sought.
+    """
+    about = {"features": judge.name, "features_sha256": judge.digest, "reference": "the other captions of the group"}
+    captions = judge.captions(group.captions)
+    made, truth = judge.pictures(group.made), judge.pictures(group.truth)
+    shifted = np.roll(np.arange(len(made)), 1)
+    measure = _OWN + "share of the other captions that fit a picture less than its own; chance is 0.5; no CLIP score"
+    fits = preference(made, captions, group.captions)
+    into.mean(f"agreement{suffix}", group.ids, fits, measure, **about)
+    for name, images in (("originals", truth), ("wrong_captions", made[shifted])):
+        values = preference(images, captions, group.captions)
+        into.mean(f"agreement_of_{name}{suffix}", group.ids, values, measure, **about)
+    near = one_word_apart(group.captions, known)
+    rows = [i for i, others in enumerate(near) if others]
+    if not rows:
+        return
+    others = sorted({caption for i in rows for caption in near[i]})
+    scores = judge.captions(others)
+    place = {caption: number for number, caption in enumerate(others)}
+    own = (made * captions).sum(1)
+    for name, images in (("", made), ("_of_originals", truth)):
+        own = (images * captions).sum(1)
+        won = [float((images[i] @ scores[[place[c] for c in near[i]]].T < own[i]).mean()) for i in rows]
+        into.mean(
+            f"attribute_agreement{name}{suffix}",
+            [group.ids[i] for i in rows],
+            won,
+            _OWN + "the same against training captions that differ in exactly one word",
+            **about,
+        )
+
+
+def scenes(into: Findings, group: Drawn, suffix: str = "") -> None:
+    """For captions of scenes, the share of drawings that meet each attribute; nothing when there are none.
 
     ``scene_all_chance``: the same drawings beside the caption of the next one. ``suffix`` names the split.
     """
-    rows = np.array([i for i, caption in enumerate(captions) if parse_caption(caption)], np.int64)
-    if not len(rows):
-        return Measured({}, {})
-    said = [captions[i] for i in rows]
-    met = shares(said, made[rows])
-    out: dict[str, float] = {}
-    for name, values in met.items():
-        _add(out, f"scene_{name}{suffix}", float(np.mean(values)), share_interval(values))
-    out[f"scene_all_of_reconstructions{suffix}"] = float(np.mean(shares(said, rebuilt[rows])["all"]))
-    out[f"scene_all_chance{suffix}"] = float(np.mean(shares(said[1:] + said[:1], made[rows])["all"]))
-    counts = {name: len(values) for name, values in met.items()}
-    return Measured(out, {"checks_version": CHECKS_VERSION, "captions_that_say_it": counts})
-
-
-def share(name: str, values: BoolArray) -> dict[str, float]:
-    """A share of pictures with its interval."""
-    out: dict[str, float] = {}
-    _add(out, name, float(values.mean()), share_interval(values))
-    return out
-
-
-def _add(out: dict[str, float], name: str, value: float, interval: tuple[float, float]) -> None:
-    out[name] = value
-    out[f"{name}_low"], out[f"{name}_high"] = interval
+    rows = [i for i, caption in enumerate(group.captions) if parse_caption(caption)]
+    if not rows:
+        return
+    said, ids = [group.captions[i] for i in rows], [group.ids[i] for i in rows]
+    about = {"reference": "what the caption says, measured in the pixels", "features": f"scene checks {CHECKS_VERSION}"}
+    met: dict[str, dict[str, bool]] = {}
+    for number, unit in enumerate(ids):
+        for name, value in (verdicts(said[number], group.made[rows[number]]) or {}).items():
+            met.setdefault(name, {})[unit] = value
+    for name, each in met.items():
+        measure = _OWN + f"share of drawings that meet what the caption says of {name} (GenEval's question)"
+        into.mean(f"scene_{name}{suffix}", list(each), list(each.values()), measure, **about)
+    controls = (
+        ("of_reconstructions", said, group.rebuilt, "of true pictures sent through the tokenizer"),
+        ("chance", said[1:] + said[:1], group.made, "of drawings beside the caption of the next one"),
+    )
+    for name, captions, pictures, words in controls:
+        all_met = [(verdicts(c, pictures[i]) or {}).get("all", False) for c, i in zip(captions, rows, strict=True)]
+        into.mean(f"scene_all_{name}{suffix}", ids, all_met, f"{_OWN}share that meets all, {words}", **about)

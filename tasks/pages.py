@@ -112,6 +112,33 @@ class Neighbour:
     nearest_caption: str
     distance: float
     copied: bool | None = None  # so near that it counts as a copy; None = not judged
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ComparedFigure:
+    """One figure of two models on the same prompts. ``p``: of the paired sign test; ``verdict`` on the second model."""
+
+    name: str
+    before: float
+    now: float
+    difference: float
+    low: float
+    high: float
+    pairs: int
+    wins: int
+    losses: int
+    p: float
+    verdict: str
+    decides: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model against the one before it."""
+
+    sentence: str
+    rows: tuple[ComparedFigure, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +163,7 @@ class ReportData:
     sheets: tuple[Sheet, ...] = ()  # the sheet of training captions
     heldout: Sheet | None = None
     worst: Sheet | None = None
+    compared: Compared | None = None
     neighbours: tuple[Neighbour, ...] = ()
     neighbours_note: str = ""
     curves: tuple[Curve, ...] = ()
@@ -229,6 +257,7 @@ def report_html(data: ReportData) -> bytes:
         *((f"samples-{i}", shown(sheet.title), sheet.samples) for i, sheet in enumerate(data.sheets, 1)),
         ("heldout", shown(data.heldout.title) if data.heldout else "", data.heldout and data.heldout.samples),
         ("worst", shown(data.worst.title) if data.worst else "", data.worst and data.worst.samples),
+        ("compared", "Better than the last?", data.compared),
         ("copying", "Is it copying?", data.neighbours),
         ("curves", "How it learned", curves),
         ("funnel", "What it learned from", funnels),

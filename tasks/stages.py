@@ -72,7 +72,7 @@ FIT_GENERATOR = Stage(
     distributed=True,
 )
 EVALUATE = Stage(
-    name="evaluate", version=2, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"
+    name="evaluate", version=3, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"
 )
 GENERATE = Stage(
     name="generate",

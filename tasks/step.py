@@ -211,7 +211,7 @@ def run_step(
                     "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten",
                 }
             )
-        launch(_spec(planned, settings, decision), settings, listen, distributed=stage.distributed)
+        launch(job_spec(planned, settings, decision), settings, listen, distributed=stage.distributed)
         manifest = store.find(stage.name, planned.fingerprint)
         if manifest is None:
             raise UsageError(
@@ -223,7 +223,8 @@ def run_step(
     return StepResult(ref=ref, reused=reused, seconds=round(time.monotonic() - started, 3), decision=decision)
 
 
-def _spec(planned: Plan, settings: Settings, decision: str) -> JobSpec:
+def job_spec(planned: Plan, settings: Settings, decision: str) -> JobSpec:
+    """What the child process of a planned step is told."""
     stage = planned.stage
     return JobSpec(
         work=stage.work,

@@ -32,6 +32,8 @@ SETS = (
     "train.log_every=1",
     "evaluate.num_captions=4",
     "evaluate.num_heldout=2",
+    "evaluate.judge_steps=3",
+    "evaluate.num_unseen=8",
     "generate.rows_per_shard=1",
 )
 ORDER = tuple(STAGES)

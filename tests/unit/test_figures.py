@@ -19,5 +19,5 @@ def test_the_split_in_a_name_is_told_in_words():
 
 
 def test_unknown_figures_are_shown_without_a_claim():
-    (metric,) = metrics_of({"new_thing": 1.0}, previous={"new_thing": 2.0}, protocol="seed 0")
-    assert (metric.better, metric.meaning, metric.previous, metric.protocol) == ("", "", 2.0, "seed 0")
+    (metric,) = metrics_of({"new_thing": 1.0}, previous={"new_thing": 2.0})
+    assert (metric.better, metric.meaning, metric.previous, metric.protocol) == ("", "", 2.0, "")

@@ -1,12 +1,17 @@
-"""What evaluate measures beside recognisability: worse drawings score worse, copies are found, scenes are judged."""
+"""What evaluate measures: worse drawings score worse, words are told from wrong ones, scenes are judged, all on record."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dalle_model.errors import DataError
 from dalle_model.features import RandomFeatures
 from dalle_model.scenes import render, scene_at
-from tasks.figures import metrics_of
-from tasks.measures import CopyDetector, distributions, scenes, share, variety
+from tasks import measures
+from tasks.drawn import Drawn, Repeats
+from tasks.figures import better_of, metrics_of
+from tasks.findings import Findings, values_of
 
 PX = 32
 SCENES = [scene_at(9, index) for index in range(240)]
@@ -19,9 +24,34 @@ def noisy(pictures, sigma):
     return np.clip(pictures + noise, 0, 255).astype(np.uint8)
 
 
+def drawn(made, captions=CAPTIONS, truth=PICTURES):
+    n = len(made)
+    tokens = made[:, ::4, ::4, 0].reshape(n, 64).astype(np.uint16)
+    hit = np.arange(n) % 2 == 0
+    return Drawn(
+        ids=[f"{i:04d}" for i in range(n)],
+        captions=list(captions[:n]),
+        truth=truth[:n],
+        made=made,
+        rebuilt=truth[:n],
+        tokens=tokens,
+        true_tokens=tokens.astype(np.int64),
+        found=np.arange(n),
+        hit=hit,
+        rebuilt_hit=hit,
+        distance=np.linspace(0, 1, n),
+    )
+
+
+def distances(made, truth):
+    into = Findings()
+    measures.distributions(into, made, truth, truth, [("tokenizer", RandomFeatures())])
+    return into.figures
+
+
 def test_drawings_equal_to_the_truth_are_at_no_distance_and_worse_ones_further():
     truth = PICTURES[:60]
-    perfect, fair, bad = (distributions(noisy(truth, s), truth, truth, RandomFeatures()).figures for s in (0, 20, 80))
+    perfect, fair, bad = (distances(noisy(truth, s), truth) for s in (0, 20, 80))
     for name in ("frechet_random", "sliced_wasserstein_random", "sliced_wasserstein_tokenizer"):
         assert perfect[name] == pytest.approx(0, abs=1e-6) and perfect[name] < fair[name] < bad[name]
         assert fair[f"{name}_low"] <= fair[name] <= fair[f"{name}_high"]
@@ -31,55 +61,101 @@ def test_drawings_equal_to_the_truth_are_at_no_distance_and_worse_ones_further()
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_too_few_pictures_have_fewer_figures_and_no_error(count):
     few = PICTURES[:count]
-    assert "precision" not in distributions(few, few, few, RandomFeatures()).figures
-    assert scenes(CAPTIONS[:count], few, few).figures.get("scene_all", 1.0) == 1.0
-
-
-def test_planted_copies_are_found_and_fresh_pictures_are_not():
-    training = np.concatenate([PICTURES[:200], PICTURES[:20]])  # with duplicates, as data has them
-    detector = CopyDetector(training)
-    fresh, planted = PICTURES[200:], noisy(PICTURES[:40], 3)
-    assert detector.copied(planted).all()
-    assert detector.copied(fresh).mean() <= 0.15, "about the quantile, 0.05"
-    assert detector.threshold > 0
+    assert "precision" not in distances(few, few)
+    into = Findings()
+    measures.scenes(into, drawn(few))
+    assert into.figures.get("scene_all", 1.0) == 1.0
 
 
 def test_variety_is_none_for_equal_drawings_and_one_where_the_caption_has_no_say():
     groups = np.repeat(np.arange(8), 4)
-    assert variety(np.repeat(PICTURES[:8], 4, axis=0), groups, PICTURES[:60]).figures == {"variety": 0.0}
-    assert variety(PICTURES[:32], groups, PICTURES[:60]).figures["variety"] == pytest.approx(1.0, abs=0.15)
+    for repeats, expected in ((np.repeat(PICTURES[:8], 4, axis=0), 0.0), (PICTURES[:32], 1.0)):
+        into = Findings()
+        measures.variety(into, Repeats(repeats, groups), PICTURES[:60])
+        assert into.figures["variety"] == pytest.approx(expected, abs=0.15)
 
 
 def test_scenes_are_judged_by_attribute_with_interval_ceiling_and_chance():
-    drawn = PICTURES[:60].copy()
-    drawn[:15] = 255
-    captions = [*CAPTIONS[:60], "woman firefighter"]
-    measured = scenes(captions, np.concatenate([drawn, drawn[:1]]), PICTURES[:61], "_heldout")
-    figures = measured.figures
+    made = PICTURES[:61].copy()
+    made[:15] = 255
+    into = Findings()
+    measures.scenes(into, drawn(made, [*CAPTIONS[:60], "woman firefighter"]), "_heldout")
+    figures = into.figures
     assert figures["scene_all_heldout"] == figures["scene_count_heldout"] == 0.75
     assert figures["scene_all_heldout_low"] < 0.75 < figures["scene_all_heldout_high"]
     assert figures["scene_all_of_reconstructions_heldout"] == 1.0 and figures["scene_all_chance_heldout"] < 0.1
-    assert measured.protocol["captions_that_say_it"]["all"] == 60
+    assert into.records["scene_all_heldout"].n == 60
+    other = Findings()
+    measures.scenes(other, drawn(PICTURES[:1], ["woman firefighter"]))
+    assert other.figures == {}
 
 
-def test_other_captions_have_no_scene_figures():
-    assert scenes(["woman firefighter"], PICTURES[:1], PICTURES[:1]).figures == {}
+class WordJudge:
+    """A judge that is right: pictures and captions of a scene are the same vector, drawn from the caption's hash."""
+
+    name, digest = "words", "ab"
+
+    def __init__(self, seen=CAPTIONS):
+        self._seen = {picture.tobytes(): caption for picture, caption in zip(PICTURES, seen, strict=True)}
+
+    def captions(self, captions):
+        rows = np.stack([np.random.default_rng(abs(hash(c)) % 2**32).normal(size=64) for c in captions])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def pictures(self, pictures):
+        return self.captions([self._seen[picture.tobytes()] for picture in pictures])
 
 
-def test_every_figure_is_explained():
-    drawn = PICTURES[:20]
-    figures = {
-        **distributions(drawn, drawn, drawn, RandomFeatures()).figures,
-        **variety(drawn, np.repeat([0, 1], 10), drawn).figures,
-        **share("copied", np.array([True, False])),
-        **scenes(CAPTIONS[:60], PICTURES[:60], PICTURES[:60]).figures,
-        **scenes(CAPTIONS[:60], PICTURES[:60], PICTURES[:60], "_heldout").figures,
-    }
-    for metric in metrics_of(figures):
-        assert metric.meaning, metric.name
+def test_words_fit_their_own_pictures_and_the_mixed_up_ones_stand_at_chance():
+    into = Findings()
+    measures.agreement(into, WordJudge(), drawn(PICTURES[:120]), CAPTIONS)
+    figures = into.figures
+    assert figures["agreement"] == figures["agreement_of_originals"] == figures["attribute_agreement"] == 1.0
+    assert figures["agreement_of_wrong_captions_low"] < 0.5 < figures["agreement_of_wrong_captions_high"]
 
 
-def test_figures_are_the_same_in_every_run():
-    drawn = noisy(PICTURES[:30], 20)
-    once, again = (distributions(drawn, PICTURES[:30], drawn, RandomFeatures()) for _ in range(2))
-    assert once == again
+def everything():
+    into, group = Findings(), drawn(PICTURES[:60])
+    measures.drawings(into, group)
+    measures.drawings(into, group, "_heldout")
+    measures.distributions(into, group.made, group.truth, group.rebuilt, [])
+    measures.variety(into, Repeats(group.made[:20], np.repeat([0, 1], 10)), group.made)
+    measures.code_health(into, group, 256)
+    measures.agreement(into, WordJudge(), group, CAPTIONS)
+    measures.scenes(into, group)
+    measures.scenes(into, group, "_heldout")
+    return into
+
+
+def test_every_figure_has_an_interval_a_record_and_an_explanation_and_is_the_same_in_every_run():
+    into = everything()
+    assert into.document() == everything().document()
+    for name in into.names():
+        record = into.records[name]
+        assert into.figures[f"{name}_low"] <= into.figures[name] <= into.figures[f"{name}_high"], name
+        assert record.measure and record.n and record.features and record.interval, name
+    explained = metrics_of(into.figures, records=into.records)
+    assert len(explained) == len(into.names())
+    for metric in explained:
+        assert metric.meaning and metric.protocol, metric.name
+    assert better_of("distance_to_own_picture_heldout") == "lower" and better_of("nobody knows it") is None
+
+
+def test_a_mean_is_the_mean_of_the_values_that_are_stored_with_it():
+    into = everything()
+    stored = values_of(into.table())
+    assert stored == into.values
+    for name, each in stored.items():
+        assert np.mean(list(each.values())) == pytest.approx(into.figures[name], rel=1e-7), name
+        assert len(each) == into.records[name].n
+
+
+def test_a_figure_without_its_values_or_stored_twice_is_refused():
+    into = Findings(replace(Findings().basis, n=3))
+    with pytest.raises(DataError, match="2 values for 3 units"):
+        into.mean("share", ["a", "b", "c"], [1.0, 0.0], "share")
+    with pytest.raises(DataError, match="stands twice"):
+        into.add("share", float("nan"), (0, 1), "share")
+    into.add("share", 0.5, (0, 1), "share")
+    with pytest.raises(DataError, match="stands twice"):
+        into.add("share", 0.5, (0, 1), "share")

@@ -1,0 +1,136 @@
+"""Two models on one store: compared in pairs, gated before promotion, and their figures computed again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.commands import dalle
+from support.tiny import TinyRun, command_sets, quietly, tiny_config
+
+from dalle_model.errors import PromotionRefused, UsageError
+from flows.comparison import promote, reproduce_figures
+from tasks.comparison import compare
+from tasks.findings import values_of
+from tasks.plain import bind
+from tasks.settings import Settings
+from tasks.store import Store
+
+MANY = ("curate.valid_share=0.25", "evaluate.num_captions=24", "evaluate.num_heldout=8", "evaluate.num_unseen=32")
+
+
+@pytest.fixture(scope="module")
+def two(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """(store, a model of 9 updates, one of 50 on the same tokens), both evaluated."""
+    store = str(tiny_run.copy(tmp_path_factory.mktemp("two") / "artifacts"))
+    settings = Settings(store=store)
+    do, config = bind(quietly), tiny_config(*MANY)
+    pairs = tiny_run.results["ingest"].ref
+    curated = do.curate(config.curate, settings, pairs=pairs).ref
+    tokenizer = do.fit_tokenizer(config.tokenizer, settings, curated=curated).ref
+    tokens = do.encode(config.encode, settings, curated=curated, tokenizer=tokenizer).ref
+    fits = (config.fit, tiny_config(*MANY, "train.steps=50", "train.batch_size=16").fit)
+    models = [do.fit(fit, settings, tokens=tokens).ref for fit in fits]
+    for model in models:
+        do.evaluate(config.evaluate, settings, model=model)
+    return store, models[0].fingerprint, models[1].fingerprint
+
+
+def evaluations(store: str, *models: str) -> list[str]:
+    """The models' evaluations that neither repeat nor compare, in the order of the models."""
+    opened = Store.open(store)
+    made = [m for known in opened.artifacts() if known.step == "evaluate" if (m := opened.find(*known))]
+    found = {
+        m.inputs[0].fingerprint: m.fingerprint
+        for m in made
+        if not m.config["outside"] and not m.config["config"]["baseline"]
+    }
+    return [found[model] for model in models]
+
+
+def test_the_model_trained_longer_is_better_and_says_on_what(two: tuple[str, str, str], tmp_path: Path) -> None:
+    store, short, longer = two
+    said = dalle("compare", short, longer, "--store", store, "--preset", "tiny", "--out", str(tmp_path), "--json", *command_sets(*MANY))  # fmt: skip
+    assert said.code == 0, said
+    assert said.payload["overall"] == "better"
+    bits = said.payload["figures"]["bits_per_pixel_train"]
+    assert bits["second"] < bits["first"] and bits["high"] < 0 and bits["verdict"] == "better"
+    assert [said.payload["first"], said.payload["second"]] == evaluations(store, short, longer)
+    page = Path(said.payload["page"]).read_text()
+    assert "Better than the last?" in page and "Where they differ most" in page and "http://" not in page
+    back = dalle("compare", *evaluations(store, longer, short), "--store", store, "--out", str(tmp_path), "--json")
+    assert back.payload["overall"] == "worse"
+
+
+def test_production_changes_hands_for_a_better_model_only(two: tuple[str, str, str]) -> None:
+    store, short, longer = two
+    settings = Settings(store=store)
+    assert promote(settings, short, "production", force=False)[0] == {"name": "production", "fingerprint": short}
+    payload, lines = promote(settings, longer, "production", force=False)
+    assert payload["gate"]["overall"] == "better" and "won over" in lines[-1]
+    with pytest.raises(PromotionRefused, match=r"not better than production.*worse: .*--force"):
+        promote(settings, short, "production", force=False)
+    assert Store.open(store).resolve("production").fingerprint == longer
+    assert promote(settings, short, "best", force=False)[0]["fingerprint"] == short, "other names are free"
+    payload, _ = promote(settings, short, "production", force=True)
+    held = Store.open(store).read_ref("production")
+    assert payload["forced"] and held is not None and held.fingerprint == short
+    assert [target.note.split()[0] for target in held.history[1:]] == ["won", "forced"]
+
+
+def test_every_figure_comes_out_again_to_the_last_digit(two: tuple[str, str, str]) -> None:
+    store, _, longer = two
+    (evaluation,) = evaluations(store, longer)
+    payload, _, equal = reproduce_figures(Settings(store=store), evaluation)
+    assert equal and payload["differing"] == [] and len(payload["figures"]) > 60
+    assert all(payload["equal_objects"].values())
+    assert payload["reproduction"] != evaluation
+    said = dalle("evaluate", "--reproduce", f"{evaluation[:12]}:agreement", "--store", store, "--json")
+    assert said.code == 0 and list(said.payload["figures"]) == ["agreement"]
+    assert "features_sha256" in said.err and "came out the same to the last digit" in said.err
+    with pytest.raises(UsageError, match="near: agreement"):
+        reproduce_figures(Settings(store=store), f"{evaluation}:agrement")
+    with pytest.raises(UsageError, match="--reproduce takes an evaluation"):
+        reproduce_figures(Settings(store=store), longer)
+
+
+def test_a_changed_figure_is_told_and_fails(two: tuple[str, str, str], tmp_path: Path) -> None:
+    """An evaluation whose stored figure was touched up is found out."""
+    store, _, longer = two
+    opened = Store.open(store)
+    (evaluation,) = evaluations(store, longer)
+    honest = opened.find("evaluate", evaluation)
+    assert honest is not None
+    document = json.loads(opened.read(honest.object_of("metrics")))
+    document["metrics"]["agreement"] += 1e-9
+    forged = opened.put(json.dumps(document).encode(), ext="json", role="metrics")
+    objects = (forged, *(o for o in honest.objects if o.role != "metrics"))
+    opened.commit(honest.model_copy(update={"objects": objects, "fingerprint": "f" * 64}))
+    said = dalle("evaluate", "--reproduce", "f" * 64, "--store", store, "--json")
+    assert said.code == 1 and said.payload["differing"] == ["agreement"]
+    Path(store, "manifests", "evaluate", f"{'f' * 64}.json").unlink()
+
+
+def test_an_evaluation_against_production_compares_in_its_report(two: tuple[str, str, str], tmp_path: Path) -> None:
+    store, short, longer = two
+    promote(Settings(store=store), short, "production", force=True)
+    words = ("--store", store, "--preset", "tiny", "--out", str(tmp_path), "--json", *command_sets(*MANY))
+    said = dalle("evaluate", longer, *words)
+    assert said.code == 0, said
+    report = (tmp_path / "report.html").read_text()
+    assert "Better than the last?" in report and "drawn before" in report
+    assert said.payload["artifacts"]["evaluate"]["reused"] is False
+    assert dalle("evaluate", longer, *words).payload["artifacts"]["evaluate"]["reused"] is True
+    alone = dalle("evaluate", longer, "--against", "", *words)
+    assert alone.payload["artifacts"]["evaluate"]["fingerprint"] == evaluations(store, longer)[0]
+    assert dalle("evaluate", "--store", store).code == dalle("evaluate", longer, "--reproduce", "x").code == 2
+
+
+def test_paired_values_belong_to_the_same_pairs_of_the_data(two: tuple[str, str, str]) -> None:
+    store, short, longer = two
+    opened = Store.open(store)
+    first, second = (opened.find("evaluate", e) for e in evaluations(store, short, longer))
+    assert first is not None and second is not None
+    a, b = (values_of(opened.read(m.object_of("values"))) for m in (first, second))
+    assert all(set(a[name]) == set(b[name]) for name in a.keys() & b.keys() - {"variety"}) and len(a) > 30
+    same = compare(opened, first, first)
+    assert same.overall == "no difference shown" and all(row.told.wins == row.told.losses == 0 for row in same.rows)
