@@ -13,6 +13,7 @@ import torch
 
 from dalle_model.config import EvaluateConfig
 from dalle_model.dual_encoder import Judge
+from dalle_model.errors import DataError
 from dalle_model.features import ModelFeatures, TokenizerFeatures
 from dalle_model.images import encode_png, to_float
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
@@ -100,6 +101,10 @@ def _subject(job: Job) -> Subject:
     tokens = load_ancestor(job.store, model, "tokens")
     curated = load_ancestor(job.store, tokens, "curated")
     painter = load_painter(job, model, config.sampler, config.seed)
+    if painter.model.directions == ("text",):
+        raise DataError(
+            f"model {model.fingerprint[:12]} was trained on captions alone (train.objective=text) and draws nothing; its losses are in `dalle show {model.fingerprint[:12]}`"
+        )
     px = painter.tokenizer.config.image_px
     rows = _by_caption(curated_table(job, curated, ("train",)), config.max_reference)
     training = load_pictures(job, curated, rows, px, "train")
