@@ -68,6 +68,8 @@ class Subject:
 
 def work(job: Job) -> Outcome:
     """Measure one model. All figures are offline: they need no network but those of the chain and of packages."""
+    if job.inputs["model"].step == unprompted.STEP:
+        return evaluate_unprompted.work(job)
     watch = Stopwatch()
     subject = _subject(job)
     train, held, total = _drawn(job, subject, watch)
@@ -96,8 +98,6 @@ def work(job: Job) -> Outcome:
 def _subject(job: Job) -> Subject:
     config: EvaluateConfig = job.config
     model = job.inputs["model"]
-    if model.step == unprompted.STEP:
-        return evaluate_unprompted.work(job)
     tokens = load_ancestor(job.store, model, "tokens")
     curated = load_ancestor(job.store, tokens, "curated")
     painter = load_painter(job, model, config.sampler, config.seed)
