@@ -11,7 +11,7 @@ from dalle_model.config import Section
 from tasks.artifacts import ArtifactRef
 from tasks.launch import Listener, launch
 from tasks.settings import Settings
-from tasks.step import Pieces, Stage, _spec, load_dotted, look_up, open_store, plan
+from tasks.step import Pieces, Stage, job_spec, load_dotted, look_up, open_store, plan
 
 
 def groups_of(
@@ -45,5 +45,5 @@ def run_pieces(
     """Make pieces ``group[0]`` to ``group[1]`` - 1 of a stage in a child process; those with a receipt are not made again."""
     planned = plan(stage, config, inputs, settings)
     if look_up(planned, open_store(settings))[0] is None:
-        spec = _spec(planned, settings, f"pieces {group[0]} to {group[1] - 1}").model_copy(update={"pieces": group})
+        spec = job_spec(planned, settings, f"pieces {group[0]} to {group[1] - 1}").model_copy(update={"pieces": group})
         launch(spec, settings, listener or (lambda event: None))
