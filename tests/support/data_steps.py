@@ -14,7 +14,7 @@ from tasks.artifacts import ArtifactRef, Manifest
 from tasks.job import Events, Job
 from tasks.settings import Settings
 from tasks.stages import CURATE, INGEST
-from tasks.step import Stage, _spec, load_dotted, open_store, plan
+from tasks.step import Stage, job_spec, load_dotted, open_store, plan
 from tasks.store import Store
 
 
@@ -33,7 +33,7 @@ class Data:
         """Run ``stage`` whether or not its artifact exists, and commit."""
         store = self.store
         refs = {name: self.ref(m) for name, m in (inputs or {}).items()}
-        spec = _spec(plan(stage, config, refs, self.settings), self.settings, "test")
+        spec = job_spec(plan(stage, config, refs, self.settings), self.settings, "test")
         self._spools += 1
         spool = self.settings.spool / str(self._spools)
         spool.mkdir(parents=True)
