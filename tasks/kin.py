@@ -71,8 +71,14 @@ def excluded(store: Store, refs: Sequence[str]) -> list[Manifest]:
     return found
 
 
-def marks_of(job: Job, manifest: Manifest, features: list[ObjectRef], embedding: Embedding | None) -> PictureMarks:
-    """Digests, hashes and embeddings of the pairs of an artifact; of a curated one, of the pairs that it kept."""
+def marks_of(
+    job: Job,
+    manifest: Manifest,
+    features: list[ObjectRef],
+    embedding: Embedding | None,
+    splits: tuple[str, ...] | None = None,
+) -> PictureMarks:
+    """Digests, hashes and embeddings of the pairs of an artifact; of a curated one, of those it kept (in ``splits``)."""
     pairs = pairs_of(job.store, manifest)
     tables = [pq.read_table(job.fetch(obj), columns=["picture", "phash"]) for obj in features]
     pictures, phashes = (
@@ -83,7 +89,9 @@ def marks_of(job: Job, manifest: Manifest, features: list[ObjectRef], embedding:
     rows = np.arange(len(pictures))
     if manifest.kind == "curated":
         first = np.concatenate([[0], np.cumsum([shard.rows for shard in pairs.objects_of("pairs")])])
-        kept = pq.read_table(job.fetch(manifest.object_of("curated")), columns=["shard", "row"])
+        kept = pq.read_table(job.fetch(manifest.object_of("curated")), columns=["shard", "row", "split"])
+        if splits is not None:
+            kept = kept.filter(pa.compute.is_in(kept["split"], pa.array(list(splits))))
         rows = first[kept["shard"].to_numpy()] + kept["row"].to_numpy()
     return pictures[rows], phashes[rows], None if vectors is None else vectors[rows]
 

@@ -31,17 +31,21 @@ class Data:
 
     def run(self, stage: Stage, config: Section, inputs: Mapping[str, Manifest] | None = None) -> Manifest:
         """Run ``stage`` whether or not its artifact exists, and commit."""
+        job = self.job(stage, config, inputs)
+        manifest = job.manifest(load_dotted(stage.work)(job), {})
+        job.store.commit(manifest)
+        assert not list(job.spool.iterdir()), "a step leaves nothing in its spool"
+        return manifest
+
+    def job(self, stage: Stage, config: Section, inputs: Mapping[str, Manifest] | None = None) -> Job:
+        """What the work function of ``stage`` is given."""
         store = self.store
         refs = {name: self.ref(m) for name, m in (inputs or {}).items()}
         spec = job_spec(plan(stage, config, refs, self.settings), self.settings, "test")
         self._spools += 1
         spool = self.settings.spool / str(self._spools)
         spool.mkdir(parents=True)
-        job = Job(spec, config, self.settings, store, spool, Events(io.StringIO()))
-        manifest = job.manifest(load_dotted(stage.work)(job), {})
-        store.commit(manifest)
-        assert not list(spool.iterdir()), "a step leaves nothing in its spool"
-        return manifest
+        return Job(spec, config, self.settings, store, spool, Events(io.StringIO()))
 
     def ingest(self, config: Section) -> Manifest:
         return self.run(INGEST, config)

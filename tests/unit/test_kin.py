@@ -8,10 +8,12 @@ from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 
 from dalle_model.config import CurateConfig, IngestConfig
-from dalle_model.errors import RefNotFound
+from dalle_model.errors import DataError, RefNotFound
 from dalle_model.records import CLUSTER
 from tasks.artifacts import Manifest
+from tasks.contamination import refuse_contaminated
 from tasks.kin import clusters_of
+from tasks.stages import CURATE
 
 WHOLE = photo(96, 96, seed=1)
 
@@ -126,3 +128,19 @@ def test_what_touches_an_excluded_set_is_dropped_with_its_kin(kin: tuple[Data, M
     assert again.stats["reasons"]["touches_evaluation"] >= 4
     with pytest.raises(RefNotFound):
         data.curate(config.model_copy(update={"exclude": ("nobody",)}), pairs)
+
+
+def test_a_set_that_training_touches_is_refused_until_it_is_excluded(
+    kin: tuple[Data, Manifest], tmp_path: Path
+) -> None:
+    data, pairs = kin
+    write_folder(tmp_path / "eval", {"x.jpg": jpeg(WHOLE, 40)}, [{"file_name": "x.jpg", "text": "seen before"}])
+    foreign = data.curate(CurateConfig(valid_share=0), data.ingest(IngestConfig(source=f"imagefolder:{tmp_path}/eval")))
+    job = data.job(CURATE, CurateConfig(), {"pairs": pairs})
+    seen = data.curate(CurateConfig(valid_share=0, exclude_bits=6), pairs)
+    with pytest.raises(DataError, match=r"[45] of 17 training pictures touch the evaluation set .*curate\.exclude"):
+        refuse_contaminated(job, seen, foreign)
+    clean = data.curate(
+        CurateConfig(valid_share=0, near_duplicate_bits=6, exclude_bits=6, exclude=(foreign.fingerprint,)), pairs
+    )
+    assert refuse_contaminated(job, clean, foreign)["touching"] == 0
