@@ -147,12 +147,12 @@ class Attention(nn.Module):
         mixed: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return mixed
 
-    def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache) -> Tensor:
+    def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache, seen: Tensor | None = None) -> Tensor:
         """As ``forward``, and keep keys and values at positions 0..T-1 of the cache's first rows."""
         q, k, v = self._project(x, rotary)
         cache.keys[:, :, : x.shape[1]] = k
         cache.values[:, :, : x.shape[1]] = v
-        mixed: Tensor = self.out(causal_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out(causal_attention(q, k, v, seen).transpose(1, 2).flatten(2))
         return mixed
 
     def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int, seen: Tensor | None = None) -> Tensor:

@@ -628,6 +628,27 @@ class SamplerConfig(Section):
         1.0, gt=0, le=1, description="Draw among the most probable tokens that together reach this probability."
     )
     guidance: float = Field(1.0, ge=0, le=50, description="Classifier-free guidance; 1 = off.")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="Draw among tokens of at least this share of the best one's probability, 0 = all."
+    )
+    guidance_from: int = Field(
+        0, ge=0, le=65536, description="First image token with guidance; before it the caption alone decides."
+    )
+    guidance_to: int = Field(
+        0, ge=0, le=65536, description="First image token without guidance again, 0 = guided to the end."
+    )
+    weights: Literal["full", "int8"] = Field(
+        "full",
+        description="full: as trained, in the device's type. int8: each layer's weights rounded to 8 bits with a scale per output; faster where reading weights takes the time (few pictures at once).",
+    )
+
+    @model_validator(mode="after")
+    def _interval(self) -> Self:
+        if 0 < self.guidance_to <= self.guidance_from:
+            raise ValueError(
+                f"guidance_to {self.guidance_to} must be above guidance_from {self.guidance_from}, or 0 for the end"
+            )
+        return self
 
 
 class FitConfig(Section):
@@ -689,7 +710,7 @@ class EvaluateConfig(Section):
     max_reference: int = Field(
         20_000, ge=2, description="Training pictures among which the nearest is sought; more are thinned out evenly."
     )
-    batch_size: int = Field(32, ge=1, description="Pictures drawn at once; short batches are filled up to this size.")
+    batch_size: int = Field(32, ge=1, description="Pictures drawn at once; a picture is the same in any batch.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
     sampler: SamplerConfig | None = Field(
         None, description="None: as stored with the model. Sampler: with these settings."
@@ -731,10 +752,10 @@ class GenerateConfig(Section):
         0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index)."
     )
     batch_size: int = Field(
-        32,
-        ge=1,
+        0,
+        ge=0,
         le=4096,
-        description="Pictures drawn at once; short batches are filled up to this size, so a picture does not depend on its neighbours.",
+        description="Pictures drawn at once, 0 = as many as the memory holds; a picture is the same in any batch.",
     )
     rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
     upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
@@ -751,6 +772,10 @@ class GenerateConfig(Section):
     policy_file: str = Field(
         "",
         description="Own list of words that are not drawn, a path or s3:// URI: UTF-8, one term a line (a word, a word with * for any ending, a phrase), # for comments. Its content counts, not its place.",
+    )
+    weights: Literal["", "full", "int8"] = Field(
+        "",
+        description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once and its pictures are others of the same quality.",
     )
 
 

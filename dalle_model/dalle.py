@@ -131,9 +131,9 @@ class Block(nn.Module):
         """[B, T, dim] -> [B, T, dim]; see ``Attention``."""
         return self._mlp(x + self.dropout(self.attention(self.norm_attention(x), rotary, seen)))
 
-    def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache) -> Tensor:
-        """As ``forward`` for the start and the text, filling the cache."""
-        return self._mlp(x + self.attention.prefill(self.norm_attention(x), rotary, cache))
+    def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache, seen: Tensor | None = None) -> Tensor:
+        """As ``forward`` for the first T positions, filling the cache."""
+        return self._mlp(x + self.attention.prefill(self.norm_attention(x), rotary, cache, seen))
 
     def step(self, x: Tensor, rotary: Tensor, cache: LayerCache, position: int, seen: Tensor | None) -> Tensor:
         """One more position."""
@@ -213,7 +213,7 @@ class Dalle(nn.Module):
             known = " and ".join(d.replace("_", " ") for d in self.directions)
             raise UsageError(f"this model was trained for {known}, not for {direction.replace('_', ' ')}; {remedy}")
 
-    def _layers(self) -> list[tuple[Block, Tensor | None]]:
+    def decoder_layers(self) -> list[tuple[Block, Tensor | None]]:
         """Each block with the positions its attention may see; None = all before."""
         blocks = cast("list[Block]", list(self.blocks))
         return [(b, None if m is None else self.masks[m]) for b, m in zip(blocks, self._mask_of, strict=True)]
@@ -233,10 +233,15 @@ class Dalle(nn.Module):
 
     def embed_image(self, image: Tensor, first: int = 0) -> Tensor:
         """Image ids [B, n] that stand at places first..first+n-1 of the picture -> [B, n, dim]."""
-        table = self.image_embed.weight
+        table, positions = self.image_tables()
+        return F.embedding(image, table) + positions[first : first + image.shape[1]]
+
+    def image_tables(self) -> tuple[Tensor, Tensor]:
+        """(Input vectors of the image codes [image_vocab, dim], vectors of the places [N, dim]), float32."""
+        table: Tensor = self.image_embed.weight
         if self.shape.code_levels:
             table = table + self.level_map @ self.level_embed
-        return F.embedding(image, table) + self._image_positions()[first : first + image.shape[1]]
+        return table, self._image_positions()
 
     def _start(self, rows: int, image_first: bool) -> Tensor:
         return (self.start_embed[int(image_first)] + self.position_embed[0]).expand(rows, 1, -1)
@@ -262,7 +267,7 @@ class Dalle(nn.Module):
         else:
             x = torch.cat([start, self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
             rotary = self.rotary[:, :-1]
-        for block, seen in self._layers():
+        for block, seen in self.decoder_layers():
             x = block(x, rotary, None if seen is None or image is None else seen[:-1, :-1])  # text alone is causal
         hidden: Tensor = self.norm_out(x)
         return hidden
@@ -290,10 +295,17 @@ class Dalle(nn.Module):
         zeros = [LayerCache(*(torch.zeros(size, dtype=dtype, device=device) for _ in range(2))) for _ in self.blocks]
         return KVCache(zeros)
 
-    def prefill(self, text: Tensor, cache: KVCache) -> Tensor:
-        """Read captions [B, L] into an empty cache -> float32 logits [B, image_vocab] of the first image token."""
-        x = torch.cat([self._start(len(text), False), self.embed_text(text)], dim=1)
-        return F.linear(self._read(x, self.rotary[:, : x.shape[1]], cache), self.image_vectors()).float()
+    def prefill(self, text: Tensor, cache: KVCache, image: Tensor | None = None) -> Tensor:
+        """Read captions [B, L], and the first n < N image tokens where given [B, n], into an empty cache.
+
+        Returns float32 logits [B, image_vocab] of the next image token.
+        """
+        parts = [self._start(len(text), False), self.embed_text(text)]
+        if image is not None and image.shape[1]:
+            parts.append(self.embed_image(image))
+        x = torch.cat(parts, dim=1)
+        hidden = self._read(x, self.rotary[:, : x.shape[1]], cache, causal=len(parts) == 2)
+        return F.linear(hidden, self.image_vectors()).float()
 
     def prefill_text(self, text: Tensor, cache: KVCache) -> Tensor:
         """Read the first n < L text tokens [B, n] into an empty cache -> float32 logits [B, text_vocab] of the next one."""
@@ -308,18 +320,19 @@ class Dalle(nn.Module):
         logits: Tensor = self.text_head(self._read(x, rotary, cache))
         return logits.float()
 
-    def _read(self, x: Tensor, rotary: Tensor, cache: KVCache) -> Tensor:
-        """Inputs [B, n, dim] into an empty cache -> the last hidden state [B, dim]; every mask is causal there."""
-        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):
-            x = block.prefill(x, rotary, layer)
-        cache.length = x.shape[1]
+    def _read(self, x: Tensor, rotary: Tensor, cache: KVCache, causal: bool = True) -> Tensor:
+        """Inputs [B, n, dim] into an empty cache -> the last hidden state [B, dim]; over text every mask is causal."""
+        length = x.shape[1]
+        for (block, seen), layer in zip(self.decoder_layers(), cache.layers, strict=True):
+            x = block.prefill(x, rotary, layer, None if causal or seen is None else seen[:length, :length])
+        cache.length = length
         hidden: Tensor = self.norm_out(x[:, -1])
         return hidden
 
     def step_text(self, text: Tensor, place: int, cache: KVCache) -> Tensor:
         """Text ids [B] at ``place`` (0-based), after what the cache holds -> float32 logits [B, text_vocab] of place + 1."""
         x, position = self.embed_text(text.unsqueeze(1), place), cache.length
-        for (block, _), layer in zip(self._layers(), cache.layers, strict=True):
+        for (block, _), layer in zip(self.decoder_layers(), cache.layers, strict=True):
             x = block.step(x, self.rotary[:, place + 1 : place + 2], layer, position, None)
         cache.length = position + 1
         logits: Tensor = self.text_head(self.norm_out(x[:, 0]))
@@ -329,7 +342,7 @@ class Dalle(nn.Module):
         """Image ids [B] at ``place`` (0-based) -> float32 logits [B, image_vocab] of place + 1."""
         x = self.embed_image(image.unsqueeze(1), place)
         position = self.shape.max_text_tokens + 1 + place
-        for (block, seen), layer in zip(self._layers(), cache.layers, strict=True):
+        for (block, seen), layer in zip(self.decoder_layers(), cache.layers, strict=True):
             x = block.step(x, self.rotary[:, position : position + 1], layer, position, seen)
         cache.length = position + 1
         return F.linear(self.norm_out(x[:, 0]), self.image_vectors()).float()

@@ -15,9 +15,10 @@ from torch import Tensor
 from dalle_model.config import SamplerConfig
 from dalle_model.dalle import PAD, Dalle, KVCache
 from dalle_model.errors import DataError, UsageError
+from dalle_model.filters import pick
 from dalle_model.objectives import text_targets
 from dalle_model.runtime import Runtime
-from dalle_model.sampling import _Noise, pick
+from dalle_model.sampling import picture_noise
 
 GREEDY = SamplerConfig(temperature=0.0)
 _ROWS = 8  # rows computed together, filled up where there are fewer
@@ -97,11 +98,10 @@ def _write(
     length = model.shape.max_text_tokens
     text = torch.zeros(len(logits), length, dtype=torch.long, device=logits.device)
     going = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    noises = [_Noise(key) for key in keys] if sampler.temperature > 0 else []
     for place in range(length):
         noise = None
-        if noises:
-            block = np.stack([n.block(1, logits.shape[1])[0] for n in noises])
+        if sampler.temperature > 0:
+            block = np.concatenate([picture_noise(key, logits.shape[1], 1, place) for key in keys])
             block = np.concatenate([block, np.repeat(block[:1], len(logits) - len(block), axis=0)])
             noise = torch.from_numpy(block).to(logits.device)
         chosen = pick(logits, noise, sampler)

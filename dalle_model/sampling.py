@@ -1,12 +1,15 @@
 """Drawing image tokens: one prefill per prompt, a preallocated cache, and noise that belongs to the picture.
 
-A picture is a pure function of (weights, prompt, key, sampler): batches always have the same shape, and the noise
-comes from a counter generator keyed by the picture, so neither its neighbours, nor the order, nor a restart matter.
+A picture is a pure function of (weights, prompt, key, sampler): the decoder computes a row alike in any company, and
+the noise comes from a counter generator keyed by the picture, so neither the size of a batch, nor its order, nor the
+number of workers, nor a restart matter.
+
+All pictures have the same number of tokens, so those that start at the same place end together: a wave of pictures
+takes the rows of the decoder, and the next wave of the list takes them over with the prompts they already hold.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +18,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dalle_model.config import SamplerConfig
-from dalle_model.dalle import Dalle, KVCache
-from dalle_model.errors import DataError
+from dalle_model.dalle import Dalle, DalleShape
+from dalle_model.decoder import Decoder
+from dalle_model.errors import DataError, UsageError
+from dalle_model.filters import guide, pick
 from dalle_model.runtime import Runtime
-from dalle_model.token_batches import pad_text
 
-_PREFILL_ROWS = 8  # prompts per prefill: fixed, since the shape of a matrix product may move its last bits
 _NOISE_BLOCK = 8  # image positions whose noise is made at once
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw. prompt_ids: caption tokens, not padded. key: names its noise; see ``picture_key``."""
+    """One picture to draw.
+
+    prompt_ids: caption tokens, not padded. key: names its noise; see ``picture_key``.
+    given: image tokens of the beginning of the picture, in raster order, that are kept (empty: draw all).
+    negative_ids: what guidance leads away from, in place of no caption.
+    """
 
     prompt_ids: tuple[int, ...]
     key: str
+    given: tuple[int, ...] = ()
+    negative_ids: tuple[int, ...] = ()
 
 
 def picture_key(model_fingerprint: str, prompt: str, seed: int, index: int) -> str:
@@ -37,129 +47,144 @@ def picture_key(model_fingerprint: str, prompt: str, seed: int, index: int) -> s
     return hashlib.sha256(f"{model_fingerprint}\0{prompt}\0{seed}\0{index}".encode()).hexdigest()
 
 
-class _Noise:
-    """Standard Gumbel noise of one picture, a pure function of its key and the position (Philox counter generator)."""
+def picture_noise(key: str, vocab: int, positions: int, first: int = 0) -> NDArray[np.float32]:
+    """Standard Gumbel noise of one picture from position ``first``, float32 [positions, vocab].
 
-    def __init__(self, key: str) -> None:
-        self._bits = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
-
-    def block(self, positions: int, vocab: int) -> NDArray[np.float32]:
-        """The next ``positions`` rows, float32 [positions, vocab]. Raw bits are used: their stream never changes."""
-        count = positions * vocab
-        raw = self._bits.random_raw((count + 1) // 2).view(np.uint32)[:count]
-        # 23 bits and a half: with 24 the largest value would round to 1, whose noise is infinite
-        uniform = ((raw >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
-        gumbel: NDArray[np.float32] = -np.log(-np.log(uniform))
-        return gumbel.reshape(positions, vocab)
-
-
-def filter_logits(logits: Tensor, sampler: SamplerConfig) -> Tensor:
-    """Temperature, then top-k, then top-p: float32 [B, K] -> the same, -inf where a token may not be drawn.
-
-    Of tokens that tie at the border of top-k or top-p all are kept. ``temperature`` must be above 0 here.
+    A pure function of the key and the position: raw bits of a Philox counter generator, whose stream never changes.
     """
-    logits = logits / sampler.temperature
-    if 0 < sampler.top_k < logits.shape[-1]:
-        least = logits.topk(sampler.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    if sampler.top_p < 1.0:
-        ordered = logits.sort(dim=-1, descending=True).values
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        least = ordered.masked_fill(before >= sampler.top_p, math.inf).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < least, -math.inf)
-    return logits
+    counters = -(-vocab // 8)  # of a position; a counter gives 256 bits, a token takes 32
+    name = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    raw = np.random.Philox(key=name, counter=first * counters).random_raw(positions * counters * 4).view(np.uint32)
+    # 23 bits and a half: with 24 the largest value would round to 1, whose noise is infinite
+    noise = (raw.reshape(positions, -1)[:, :vocab] >> np.uint32(9)).astype(np.float32)
+    noise += np.float32(0.5)
+    noise *= np.float32(2**-23)
+    for _ in range(2):
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
+    return noise
 
 
-def pick(logits: Tensor, noise: Tensor | None, sampler: SamplerConfig) -> Tensor:
-    """One token per row: logits float32 [B, K], Gumbel noise of the same shape -> int64 [B].
-
-    argmax(logits + Gumbel) is a draw from softmax(logits), without the softmax. Temperature 0 takes the most
-    probable token and needs no noise.
-    """
-    if sampler.temperature == 0.0 or noise is None:
-        return logits.argmax(-1)
-    return (filter_logits(logits, sampler) + noise).argmax(-1)
-
-
-def guide(logits: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: the first half of the rows [2B, K] has the caption, the second has none -> [B, K]."""
-    with_caption, without = logits.chunk(2)
-    return without + guidance * (with_caption - without)
-
-
-@torch.inference_mode()
 def draw(
     model: Dalle,
     requests: Sequence[Request],
     sampler: SamplerConfig,
     runtime: Runtime,
-    batch_size: int = 32,
+    batch_size: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.uint16]:
+    """Image tokens of all requests, uint16 [n, N], in their order. See ``draw_with``, which spares packing the weights."""
+    was_training = model.training
+    decoder = Decoder(model.eval(), runtime, sampler.weights)
+    try:
+        return draw_with(decoder, requests, sampler, batch_size, progress)
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def draw_with(
+    decoder: Decoder,
+    requests: Sequence[Request],
+    sampler: SamplerConfig,
+    batch_size: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.uint16]:
     """Image tokens of all requests, uint16 [n, N], in their order.
 
-    batch_size: pictures per forward pass; short batches are filled up. progress: called with (done, total).
-    Raises DataError when a prompt is longer than the model's text.
+    batch_size: at most so many pictures at once, 0 = as many as the decoder has rows; without effect on the pictures.
+    progress: called with (done, total). Raises DataError when a prompt is longer than the model's text or more of a
+    picture is given than it has, UsageError for a negative prompt without guidance.
     """
-    model.require("text_to_image")
-    longest = max((len(r.prompt_ids) for r in requests), default=0)
-    limit = model.shape.max_text_tokens
-    if longest > limit:
-        raise DataError(f"a prompt has {longest} tokens, the model reads {limit}; shorten it or cut its tokens")
-    out = np.zeros((len(requests), model.shape.num_image_tokens), dtype=np.uint16)
-    was_training = model.training
-    model.to(runtime.device).eval()
-    for start in range(0, len(requests), batch_size):
-        part = list(requests[start : start + batch_size])
-        filled = part + [part[0]] * (batch_size - len(part))
-        with runtime.autocast():
-            out[start : start + len(part)] = _draw_batch(model, filled, sampler, runtime)[: len(part)]
+    decoder.model.require("text_to_image")
+    shape = decoder.model.shape
+    _check(requests, sampler, shape)
+    guided = sampler.guidance != 1.0
+    at_once = max(1, decoder.rows // (2 if guided else 1))
+    at_once = min(at_once, batch_size) if batch_size else at_once
+    out = np.zeros((len(requests), shape.num_image_tokens), dtype=np.uint16)
+    done = 0
+    for wave in _waves(requests, at_once):
+        out[wave] = _Wave(decoder, [requests[i] for i in wave], sampler).draw()
+        done += len(wave)
         if progress:
-            progress(start + len(part), len(requests))
-    model.train(was_training)
+            progress(done, len(requests))
     return out
 
 
-def _draw_batch(model: Dalle, requests: list[Request], sampler: SamplerConfig, runtime: Runtime) -> NDArray[np.uint16]:
-    guided = sampler.guidance != 1.0
-    prompts = [r.prompt_ids for r in requests] + [()] * (len(requests) if guided else 0)
-    cache, logits = _prefill(model, prompts, runtime)
-    noises = [_Noise(r.key) for r in requests] if sampler.temperature > 0 else []
-    num_tokens, vocab = model.shape.num_image_tokens, model.shape.image_vocab
-    tokens = torch.empty(len(requests), num_tokens, dtype=torch.long, device=runtime.device)
-    block = torch.empty(0)
-    for place in range(num_tokens):
-        if noises and place % _NOISE_BLOCK == 0:
-            size = min(_NOISE_BLOCK, num_tokens - place)
-            block = torch.from_numpy(np.stack([n.block(size, vocab) for n in noises])).to(runtime.device)
-        noise = block[:, place % _NOISE_BLOCK] if noises else None
-        tokens[:, place] = pick(guide(logits, sampler.guidance) if guided else logits, noise, sampler)
-        if place + 1 < num_tokens:
-            fed = tokens[:, place].repeat(2) if guided else tokens[:, place]
-            logits = model.step(fed, place, cache)
-    drawn: NDArray[np.uint16] = tokens.cpu().numpy().astype(np.uint16)
-    return drawn
+def _check(requests: Sequence[Request], sampler: SamplerConfig, shape: DalleShape) -> None:
+    longest = max((max(len(r.prompt_ids), len(r.negative_ids)) for r in requests), default=0)
+    if longest > shape.max_text_tokens:
+        raise DataError(
+            f"a prompt has {longest} tokens, the model reads {shape.max_text_tokens}; shorten it or cut its tokens"
+        )
+    given = max((len(r.given) for r in requests), default=0)
+    if given >= shape.num_image_tokens:
+        raise DataError(
+            f"{given} image tokens are given, but a picture has {shape.num_image_tokens}; leave at least one to draw"
+        )
+    if sampler.guidance == 1.0 and any(r.negative_ids for r in requests):
+        raise UsageError("a negative prompt works through guidance, which is 1 (off); set sampler.guidance, e.g. 2")
 
 
-def _prefill(model: Dalle, prompts: list[tuple[int, ...]], runtime: Runtime) -> tuple[KVCache, Tensor]:
-    """Read each different prompt once; a cache row and first logits per entry of ``prompts``."""
-    dtype = runtime.dtype
-    different = sorted(set(prompts))
-    row_of = {prompt: i for i, prompt in enumerate(different)}
-    wanted = torch.tensor([row_of[p] for p in prompts], device=runtime.device)
-    cache = model.new_cache(len(prompts), dtype, runtime.device)
-    logits = torch.empty(len(prompts), model.shape.image_vocab, device=runtime.device)
-    for start in range(0, len(different), _PREFILL_ROWS):
-        part = [list(p) for p in different[start : start + _PREFILL_ROWS]]
-        part += [[]] * (_PREFILL_ROWS - len(part))
-        text = torch.from_numpy(pad_text(part, model.shape.max_text_tokens).astype(np.int64)).to(runtime.device)
-        small = model.new_cache(_PREFILL_ROWS, dtype, runtime.device)
-        first = model.prefill(text, small)
-        rows = ((wanted >= start) & (wanted < start + _PREFILL_ROWS)).nonzero().flatten()
-        source = wanted[rows] - start
-        logits[rows] = first[source]
-        for layer, read in zip(cache.layers, small.layers, strict=True):
-            layer.keys[rows, :, : small.length] = read.keys[source, :, : small.length]
-            layer.values[rows, :, : small.length] = read.values[source, :, : small.length]
-        cache.length = small.length
-    return cache, logits
+def _waves(requests: Sequence[Request], at_once: int) -> Iterator[list[int]]:
+    """Groups of requests that start at the same place, neighbours by prompt, so that a prompt is read once."""
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].given), requests[i].prompt_ids, i))
+    wave: list[int] = []
+    for i in order:
+        if wave and (len(wave) == at_once or len(requests[wave[0]].given) != len(requests[i].given)):
+            yield wave
+            wave = []
+        wave.append(i)
+    if wave:
+        yield wave
+
+
+class _Wave:
+    """Pictures drawn in lock-step: rows 0..n-1 read the captions, rows n..2n-1 what guidance leads away from."""
+
+    def __init__(self, decoder: Decoder, requests: list[Request], sampler: SamplerConfig) -> None:
+        self.decoder, self.requests, self.sampler = decoder, requests, sampler
+        shape = decoder.model.shape
+        self.start, self.end = len(requests[0].given), shape.num_image_tokens
+        size = (len(requests), self.end)
+        self.tokens = torch.zeros(size, dtype=torch.long, device=decoder.runtime.device)
+        if self.start:
+            self.tokens[:, : self.start] = torch.tensor([r.given for r in requests])
+        self.vocab = shape.image_vocab
+        self.block = torch.empty(0)
+        on = sampler.guidance != 1.0
+        self.guided_from = max(self.start, sampler.guidance_from) if on else self.end
+        self.guided_to = (sampler.guidance_to or self.end) if on else 0
+
+    def draw(self) -> NDArray[np.uint16]:
+        """uint16 [n, N]."""
+        n = len(self.requests)
+        logits = self.decoder.read([(r.prompt_ids, r.given) for r in self.requests])
+        for place in range(self.start, self.end):
+            guided = self.guided_from <= place < self.guided_to
+            if guided and place == self.guided_from:  # the other rows begin here, with all that was drawn so far
+                logits = torch.cat([logits[:n], self._read_negatives(place)])
+            shown = guide(logits[: 2 * n], self.sampler.guidance) if guided else logits[:n]
+            self.tokens[:, place] = pick(shown, self._noise(place), self.sampler)
+            if place + 1 < self.end:
+                fed = self.tokens[:, place]
+                paired = self.guided_from <= place + 1 < self.guided_to and guided
+                logits = self.decoder.step(fed.repeat(2) if paired else fed, place)
+        drawn: NDArray[np.uint16] = self.tokens.cpu().numpy().astype(np.uint16)
+        return drawn
+
+    def _read_negatives(self, place: int) -> Tensor:
+        so_far = [tuple(row) for row in self.tokens[:, :place].tolist()]
+        prefixes = [(r.negative_ids, given) for r, given in zip(self.requests, so_far, strict=True)]
+        return self.decoder.read(prefixes, first_row=len(self.requests))
+
+    def _noise(self, place: int) -> Tensor | None:
+        if self.sampler.temperature == 0.0:
+            return None
+        at = (place - self.start) % _NOISE_BLOCK
+        if at == 0:
+            count = min(_NOISE_BLOCK, self.end - place)
+            block = np.stack([picture_noise(r.key, self.vocab, count, place) for r in self.requests])
+            self.block = torch.from_numpy(block).to(self.decoder.runtime.device)
+        return self.block[:, at]

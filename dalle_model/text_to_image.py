@@ -108,7 +108,7 @@ class TextToImage:
         seed: int = 0,
         sampler: SamplerConfig | None = None,
         runtime: Runtime | None = None,
-        batch_size: int = 32,
+        batch_size: int = 0,
     ) -> NDArray[np.uint8]:
         """Pictures of prompts, uint8 [prompts, n, H, W, 3]. A prompt longer than the model's text is cut."""
         if n < 1:

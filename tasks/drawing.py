@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import SamplerConfig
 from dalle_model.dalle import Dalle, dalle_from_bytes
+from dalle_model.decoder import Decoder, tile_rows
 from dalle_model.runtime import Runtime
-from dalle_model.sampling import Request, draw, picture_key
+from dalle_model.sampling import Request, draw_with, picture_key
 from dalle_model.tokenizers.base import ImageTokenizer
 from tasks import unprompted
 from tasks.artifacts import Manifest
-from tasks.devices import preflight
+from tasks.devices import free_memory_bytes, preflight
 from tasks.encode_images import load_tokenizer
 from tasks.job import Job
 
@@ -39,24 +41,35 @@ class Painter:
         """Tokens of a prompt that the model reads."""
         return self.model.shape.max_text_tokens
 
-    def request(self, prompt: str, seed: int, index: int) -> Request:
-        """One picture to draw; a prompt longer than the model's text is cut, as captions were in training."""
-        ids = tuple(self.words.encode(prompt)[: self.max_text_tokens])
-        return Request(ids, picture_key(self.fingerprint, prompt, seed, index))
+    def request(
+        self, prompt: str, seed: int, index: int, *, negative: str = "", given: tuple[int, ...] = ()
+    ) -> Request:
+        """One picture to draw; a prompt longer than the model's text is cut, as captions were in training.
+
+        negative: what guidance leads away from; part of the picture's key. given: image tokens of its beginning.
+        """
+        ids, away = (tuple(self.words.encode(text)[: self.max_text_tokens]) for text in (prompt, negative))
+        key = picture_key(self.fingerprint, f"{prompt}\0{negative}" if negative else prompt, seed, index)
+        return Request(ids, key, given, away)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The packed model; its rows fit the memory. Raises DeviceError when a single row does not."""
+        shape, config = self.model.shape, self.model.config
+        positions = shape.max_text_tokens + shape.num_image_tokens
+        size = 4 if self.runtime.device.type == "cpu" else self.runtime.dtype.itemsize
+        row = 2 * positions * config.dim * config.depth * size
+        rows = tile_rows(self.runtime.device)
+        while rows > 1 and rows * row > free_memory_bytes(self.runtime) // 2:  # half: weights and logits need room, too
+            rows //= 2
+        preflight(self.runtime, rows * row, f"the keys and values of {rows} rows")
+        return Decoder(self.model, self.runtime, self.sampler.weights, rows)
 
     def tokens(
         self, requests: Sequence[Request], batch_size: int, progress: Callable[[int, int], None] | None = None
     ) -> npt.NDArray[np.uint16]:
-        """Image tokens, uint16 [n, N]. Raises DeviceError when a batch's cache of keys and values cannot fit."""
-        shape, config = self.model.shape, self.model.config
-        rows = batch_size * (2 if self.sampler.guidance != 1.0 else 1)
-        positions = shape.max_text_tokens + shape.num_image_tokens
-        preflight(
-            self.runtime,
-            2 * rows * positions * config.dim * config.depth * self.runtime.dtype.itemsize,
-            f"drawing {batch_size} pictures at once",
-        )
-        return draw(self.model, requests, self.sampler, self.runtime, batch_size, progress)
+        """Image tokens, uint16 [n, N]. batch_size: pictures at once, at most the decoder's rows; 0 = as many as fit."""
+        return draw_with(self.decoder, requests, self.sampler, batch_size, progress)
 
     @torch.inference_mode()
     def pictures(self, tokens: npt.NDArray[np.uint16]) -> torch.Tensor:
@@ -73,17 +86,23 @@ class Painter:
         return torch.cat(made) if made else torch.empty(0, 3, side, side)
 
 
-def load_painter(job: Job, manifest: Manifest, sampler: SamplerConfig | None, seed: int) -> Painter:
-    """The painter of a model artifact; ``sampler`` None = the one stored with it."""
+def load_painter(
+    job: Job, manifest: Manifest, sampler: SamplerConfig | None, seed: int, drawn_with: str = ""
+) -> Painter:
+    """The painter of a model artifact; ``sampler`` None = the one stored with it.
+
+    drawn_with: kind of weights (full, int8), which the painter's sampler then records; empty = as the sampler says.
+    """
     if manifest.step == unprompted.STEP:
         return cast(Painter, unprompted.load_unprompted(job, manifest, seed))  # the same calls
     weights, config = (job.read(manifest.object_of(role)) for role in ("weights", "config"))
     stored = SamplerConfig.model_validate(json.loads(job.read(manifest.object_of("sampler"))))
+    chosen = sampler or stored
     return Painter(
         model=dalle_from_bytes(weights, config),
         tokenizer=load_tokenizer(job, manifest, "tokenizer."),
         words=CaptionTokenizer.from_json(job.read(manifest.object_of("bpe"))),
-        sampler=sampler or stored,
+        sampler=chosen.model_copy(update={"weights": drawn_with or chosen.weights}),
         runtime=replace(job.runtime, seed=seed),
         fingerprint=manifest.fingerprint,
     )

@@ -63,7 +63,7 @@ def work(job: Job) -> Outcome:
     policy = prompt_policy(config, job.settings)
     if _policy_digests(policy).items() - job.spec.recorded_config["outside"].items():
         raise DataError(f"the word list {config.policy_file} changed since this run began; start again")
-    painter = load_painter(job, job.inputs["model"], config.sampler, config.seed)
+    painter = load_painter(job, job.inputs["model"], config.sampler, config.seed, config.weights)
     about = {
         "sampler": painter.sampler.model_dump(mode="json"),
         "format": config.format,
@@ -126,7 +126,7 @@ def _draw_piece(
     judged = {item.prompt for item in items if item.prompt or painter.reads_prompts}
     refused = {item.prompt: policy.judge(item.prompt) if item.prompt in judged else None for item in items}
     drawn = [item for item in items if refused[item.prompt] is None]
-    requests = [painter.request(item.prompt, item.seed, item.index) for item in drawn]
+    requests = [painter.request(item.prompt, item.seed, item.index, negative=item.negative) for item in drawn]
     tokens = painter.tokens(requests, config.batch_size, lambda done, _: job.progress(before + done, total, "pictures"))
     pictures = to_uint8(painter.pictures(tokens)) if drawn else np.empty((0, 8, 8, 3), np.uint8)
     made = iter(zip(tokens, pictures, strict=True))

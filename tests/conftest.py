@@ -44,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "DALLE_SPOOL": str(home / "spool"),
         # Bit-exact results are promised for one number of threads; one is fastest at these sizes on a shared machine.
         "DALLE_THREADS": "1",
+        "OMP_NUM_THREADS": "1",  # torch in the test process, too: two threads on a shared core wait for each other
         "PYTHONSAFEPATH": "1",
     }
 

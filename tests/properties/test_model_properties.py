@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.config import OptimConfig, SamplerConfig, TokenizerConfig
+from dalle_model.filters import filter_logits
 from dalle_model.optim import lr_share
 from dalle_model.records import normalise_caption
 from dalle_model.runtime import Runtime
-from dalle_model.sampling import filter_logits
 from dalle_model.token_batches import RowOrder, pad_text
 from dalle_model.tokenizers.base import to_bytes, to_unit
 from dalle_model.tokenizers.dvae import map_pixels, unmap_pixels
