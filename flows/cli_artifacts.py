@@ -129,10 +129,10 @@ def what_if(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Rows gained and lost by moving each threshold of a **curated** artifact, from its stored scores."""
-    from flows import commands, inspection
+    """Rows gained and lost by moving each threshold, from stored scores; the same as `dalle curate REF --what-if`."""
+    from flows import commands, curation
 
-    emit(as_json, *inspection.what_if(settings_of(store), ref, commands.preset_config(preset, sets or [])))
+    emit(as_json, *curation.what_if(settings_of(store), ref, commands.preset_config(preset, sets or []), debug=debug))
 
 
 @app.command()

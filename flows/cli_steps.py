@@ -75,16 +75,28 @@ def ingest(
 
 @app.command()
 def curate(
-    pairs: Ref,
+    pairs: Annotated[str, typer.Argument(metavar="REF", help="Pairs; with --what-if also curated pairs.")],
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the report and the contact sheets.")
+    ] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Keep all as it is; show rows gained and lost by moving each threshold.")
+    ] = False,
     deadline: Deadline = 0.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Score pairs by the curation rules, drop what fails with a reason, and assign **splits**."""
-    run_one("curate", {"pairs": pairs}, sets or [], store, preset, "auto", deadline, as_json, debug)
+    if what_if:
+        from flows import commands, curation
+
+        config = commands.preset_config(preset, sets or [])
+        emit(as_json, *curation.what_if(settings_of(store, "auto", deadline), pairs, config, debug=debug))
+        return
+    run_one("curate", {"pairs": pairs}, sets or [], store, preset, "auto", deadline, as_json, debug, out)
 
 
 @app.command("fit-tokenizer")

@@ -133,6 +133,8 @@ def _summary(results: Mapping[str, StepResult], settings: Settings, out: Path | 
 
 def _export(store: Any, manifests: Mapping[str, Manifest], out: Path) -> dict[str, str]:
     paths: dict[str, str] = {}
+    if "curate" in manifests:
+        paths["curation"] = str(views.export_curation(store, manifests["curate"], out).absolute())
     if "generate" in manifests:
         manifest = manifests["generate"]
         paths["gallery"] = str(views.export_page(store, manifest, "gallery", out).absolute())
@@ -158,7 +160,7 @@ def _lines(results: Mapping[str, StepResult], payload: Mapping[str, Any]) -> lis
     for name in ("recognisability", "recognisability_heldout"):
         if name in payload["metrics"]:
             lines.append(f"{name}: {payload['metrics'][name]:.3f}")
-    for key in ("gallery", "contact_sheet", "report"):
+    for key in ("curation", "gallery", "contact_sheet", "report"):
         if key in payload:
             lines.append(f"{key.replace('_', ' ')}: {payload[key]}")
     lines.append(f"{payload['seconds']:.1f} s")

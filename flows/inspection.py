@@ -1,6 +1,5 @@
 """Commands that look at the store and the machine. Each returns (JSON payload, lines for a person)."""
 
-import dataclasses
 import datetime
 import importlib.metadata
 import platform
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dalle_model.config import PipelineConfig
-from dalle_model.errors import DalleError, UsageError
+from dalle_model.errors import DalleError
 from flows.overrides import allowed_range
 from flows.presets import PRESETS
 from tasks.artifacts import Manifest
@@ -234,23 +233,6 @@ def export(settings: Settings, ref: str, place: str) -> Shown:
     return {"folder": str(folder.absolute()), **counts}, [
         f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"
     ]
-
-
-def what_if(settings: Settings, ref: str, config: PipelineConfig) -> Shown:
-    """``dalle what-if``: a scan of stored scores; nothing is computed again."""
-    from dalle_model.curation.what_if import what_if as moves_of
-    from tasks.curate_scores import stored_tables
-
-    store = open_store(settings)
-    manifest = store.resolve(ref)
-    if manifest.kind != "curated":
-        raise UsageError(
-            f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of a curated one, see `dalle ls --kind curated`"
-        )
-    moves = moves_of(stored_tables(store, manifest, config.curate), config.curate)
-    lines = [f"{'knob':28} {'threshold':>10} {'kept':>9} {'gained':>8} {'lost':>8}"]
-    lines += [f"{m.knob:28} {m.threshold:10.4g} {m.kept:9,} {m.gained:8,} {m.lost:8,}" for m in moves]
-    return {"moves": [dataclasses.asdict(m) for m in moves]}, lines
 
 
 def list_presets() -> Shown:

@@ -43,6 +43,15 @@ def export_page(store: Store, manifest: Manifest, role: str, folder: Path) -> Pa
     return write_whole(folder / _PAGES[role], store.read(manifest.object_of(role)))
 
 
+def export_curation(store: Store, manifest: Manifest, folder: Path) -> Path:
+    """Copy the report of a curation as ``curation.html`` and its contact sheets as ``curation/*.png``."""
+    for sheet in manifest.objects:
+        if sheet.role.startswith("sheet."):
+            name = sheet.role.removeprefix("sheet.").replace(".", "-")
+            write_whole(folder / "curation" / f"{name}.png", store.read(sheet))
+    return write_whole(folder / "curation.html", store.read(manifest.object_of("report")))
+
+
 def export_sheet(store: Store, manifest: Manifest, folder: Path) -> Path | None:
     """Copy the contact sheet of generated pictures (role ``sheet.samples``) to ``folder``; None when there is none."""
     sheets: tuple[ObjectRef, ...] = manifest.objects_of("sheet.samples")

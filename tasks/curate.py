@@ -16,12 +16,13 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
 from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure, versions
 from dalle_model.curation.rules import not_checked, rules_of
-from dalle_model.curation.selection import REMOVED, SET_RULES, Outside, Selection, select
+from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
-from dalle_model.sheets import contact_sheet
 from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
 from tasks.curate_scores import outside_of, scored
+from tasks.curation_report import make_report
+from tasks.curation_tally import Tally
 from tasks.job import Job, Outcome
 from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
 from tasks.removals import withdrawn_in
@@ -31,7 +32,6 @@ from tasks.tables import TableFile
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
-_SHEET_TILES = 48
 _COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "licence", "extra"]
 
 
@@ -54,6 +54,7 @@ def work(job: Job) -> Outcome:
     measured_s = time.monotonic() - started
     found = scored(job, features)
     selection = select(found.tables(job), config, _outside(job))
+    tally = Tally(config, selection)
     with (
         TableFile(job.spool / "curated.parquet", CURATED) as curated,
         TableFile(job.spool / "ledger.parquet", LEDGER) as ledger,
@@ -68,6 +69,7 @@ def work(job: Job) -> Outcome:
             ledger.add_table(_ledger(table, verdict, selection))
             scores.add_table(_scores(table, selection, config))
             clusters.add_table(cluster_rows(table, selection, first))
+            tally.add(table)
             first += table.num_rows
             job.check_stop()
         rows = curated.rows
@@ -81,13 +83,17 @@ def work(job: Job) -> Outcome:
             job.put(scores.finish(), ext="parquet", role="scores", rows=scores.rows),
             job.put(clusters.finish(), ext="parquet", role="clusters", rows=clusters.rows),
         )
-    sheets = (
-        job.put(_sheet(job, selection, kept=True), ext="png", role="sheet.kept"),
-        job.put(_sheet(job, selection, kept=False), ext="png", role="sheet.rejected"),
+    report = make_report(job, selection, tally, found.phrases)
+    seen = (
+        job.put(report.html, ext="html", role="report"),
+        *(job.put(sheet, ext="png", role=role) for role, sheet in report.sheets.items()),
     )
     facts = {"measure_s": round(measured_s, 3), "curate_s": round(time.monotonic() - started, 3)}
     return Outcome(
-        objects=(*objects, *features, *found.objects, *sheets), rows=rows, stats=_stats(selection, config), facts=facts
+        objects=(*objects, *features, *found.objects, *seen),
+        rows=rows,
+        stats=_stats(selection, config) | tally.stats(),
+        facts=facts,
     )
 
 
@@ -228,43 +234,3 @@ def _stats(selection: Selection, config: CurateConfig) -> dict[str, Any]:
         "thresholds": {test.reason: test.words for test in selection.tests},
         "not_checked": not_checked(config),
     }
-
-
-def _sheet(job: Job, selection: Selection, *, kept: bool) -> bytes:
-    """Kept: spread evenly over the set. Rejected: each reason in turn, spread evenly within it."""
-    if kept:
-        wanted = _spread(np.flatnonzero(selection.kept), _SHEET_TILES)
-    else:
-        by_reason = [
-            _spread(np.flatnonzero(selection.verdict == n), _SHEET_TILES)
-            for n, test in enumerate(selection.tests, start=1)
-            if test.rule != REMOVED.rule  # what was withdrawn is shown to nobody
-        ]
-        wanted = [rows[turn] for turn in range(_SHEET_TILES) for rows in by_reason if turn < len(rows)][:_SHEET_TILES]
-    pictures = _pictures(job, sorted(wanted))
-    labels = []
-    for row in wanted:
-        failed = int(selection.verdict[row])
-        caption = pictures[row][1]
-        labels.append(f"{selection.tests[failed - 1].reason}\n{caption}" if failed else caption)
-    return contact_sheet([pictures[row][0] for row in wanted], labels)
-
-
-def _spread(rows: np.ndarray[Any, np.dtype[np.int64]], count: int) -> list[int]:
-    count = min(count, len(rows))
-    return [int(rows[i * len(rows) // count]) for i in range(count)]
-
-
-def _pictures(job: Job, rows: list[int]) -> dict[int, tuple[bytes, str]]:
-    """(picture, caption) of some rows, counted over all shards."""
-    found: dict[int, tuple[bytes, str]] = {}
-    first = 0
-    for shard in job.inputs["pairs"].objects_of("pairs"):
-        inside = [row for row in rows if first <= row < first + shard.rows]
-        if inside:
-            table = pq.read_table(job.fetch(shard), columns=["image", "caption"]).take([row - first for row in inside])
-            found.update(
-                zip(inside, zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True), strict=True)
-            )
-        first += shard.rows
-    return found

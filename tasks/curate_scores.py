@@ -57,6 +57,7 @@ class Scored:
     features: Sequence[ObjectRef]
     objects: tuple[ObjectRef, ...]
     context: Context
+    phrases: pa.Table | None  # what was mined, records phrases.PHRASES
 
     def tables(self, job: Job) -> Iterator[pa.Table]:
         """``judging.judged`` tables, shard by shard."""
@@ -70,26 +71,28 @@ def scored(job: Job, features: Sequence[ObjectRef]) -> Scored:
     policy = policy_list(config.policy_file) if config.policy_file else None
     if policy is not None and policy.digest != job.spec.recorded_config["outside"].get("policy_file"):
         raise UsageError(f"{config.policy_file} changed after this step began; run it again")
-    mined, phrases = _mined(job, config, features)
-    return Scored(config, features, mined, Context(phrases, policy))
+    phrases = _mined(job, config, features)
+    objects = () if phrases is None else (_filed(job, phrases),)
+    context = Context(None if phrases is None else Phrasebook.of(phrases), policy)
+    return Scored(config, features, objects, context, phrases)
 
 
-def _mined(
-    job: Job, config: CurateConfig, features: Sequence[ObjectRef]
-) -> tuple[tuple[ObjectRef, ...], Phrasebook | None]:
+def _mined(job: Job, config: CurateConfig, features: Sequence[ObjectRef]) -> pa.Table | None:
     if not config.boilerplate_min_share:
-        return (), None
+        return None
 
     def captions() -> Iterator[pa.Array]:
         for obj in features:
             yield one_array(pq.read_table(job.fetch(obj), columns=["caption"])["caption"])
             job.check_stop()
 
-    table = mine(captions, config.boilerplate_min_share, config.boilerplate_allow)
+    return mine(captions, config.boilerplate_min_share, config.boilerplate_allow)
+
+
+def _filed(job: Job, phrases: pa.Table) -> ObjectRef:
     with TableFile(job.spool / "phrases.parquet", PHRASES) as out:
-        out.add_table(table)
-        obj = job.put(out.finish(), ext="parquet", role=PHRASES_ROLE, rows=table.num_rows)
-    return (obj,), Phrasebook.of(table)
+        out.add_table(phrases)
+        return job.put(out.finish(), ext="parquet", role=PHRASES_ROLE, rows=phrases.num_rows)
 
 
 def stored_tables(store: Store, curated: Manifest, config: CurateConfig) -> Iterator[pa.Table]:

@@ -278,6 +278,13 @@ def report_html(data: ReportData) -> bytes:
     )
 
 
+def curation_html(*, title: str, **values: Any) -> bytes:
+    """The report of a curation as one HTML file without scripts; ``values`` are those of ``tasks.curation_report``."""
+    style = _text("report.css") + _text("curation.css")
+    values["stages"] = _shares(values.pop("funnel"))
+    return _page("curation.html.j2", style=style, script="", title=title, **values)
+
+
 def _page(template: str, *, style: str, script: str, **values: Any) -> bytes:
     style = _text("page.css") + style
     allowed = [f"style-src {_hash(style)}", *([f"script-src {_hash(script)}"] if script else [])]

@@ -51,7 +51,8 @@ _SHEETS = {
     "sheet.reconstructions": "Original and reconstruction",
     "sheet.samples": "Drawn from captions",
 }
-_SPOKEN_FOR = frozenset({"funnel", "reasons", "splits", "summary", "references"})
+_TABLES = {"licences": "Licence", "languages": "Language", "sources": "Source", "personal_data": "Personal data found"}
+_SPOKEN_FOR = frozenset({"funnel", "reasons", "splits", "summary", "references", "not_checked", *_TABLES})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,14 @@ def publish(manifest: Manifest, store: Store, *, decision: str = "") -> None:
 
 def card_makers(manifest: Manifest) -> tuple["CardMaker", ...]:
     """One function per thing that can be shown of an artifact; each returns None when there is nothing to show."""
-    return (_summary_card, _funnel_card, _metrics_card, _curve_card, *map(_sheet_maker, _sheets(manifest)))
+    return (
+        _summary_card,
+        _funnel_card,
+        _curation_card,
+        _metrics_card,
+        _curve_card,
+        *map(_sheet_maker, _sheets(manifest)),
+    )
 
 
 # --- cards -------------------------------------------------------------------------------------------------------
@@ -161,6 +169,24 @@ def _funnel_card(manifest: Manifest, store: Store, decision: str) -> Card | None
     lost = f"{sum(reasons.values()):,} rows dropped"
     dropped = f"{funnel[0][1]:,} rows in, {funnel[-1][1]:,} kept" if funnel else lost
     return Card(key_of(manifest.step, "funnel"), dropped, "\n\n".join(parts))
+
+
+def _curation_card(manifest: Manifest, store: Store, decision: str) -> Card | None:
+    """Small tables of the kept pairs, what was not checked, and where the whole report lies."""
+    silent = manifest.stats.get("not_checked")
+    if not isinstance(silent, Mapping):
+        return None
+    parts = ["## What the kept pairs are"]
+    for name, title in _TABLES.items():
+        counts = {str(value) or "(none)": int(count) for value, count in (manifest.stats.get(name) or {}).items()}
+        if counts:
+            parts.append(_counts(title, counts))
+    told = [(escaped(words(name)), escaped(remedy)) for name, remedy in silent.items()]
+    parts += ["### What was not checked", _table(("What", "How it would be"), told)]
+    reports = [("report", store.url(o.key)) for o in manifest.objects_of("report")]
+    if reports:
+        parts += ["The whole report, with pictures by reason, is one file to open in a browser:", _paths(reports)]
+    return Card(key_of(manifest.step, "report"), f"{len(told)} things were not checked", "\n\n".join(parts))
 
 
 def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | None:

@@ -1,5 +1,6 @@
 """What other thresholds would keep: a scan of stored scores, no picture is opened."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,18 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.rules import Check, checks
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 2.0)
+# Of thresholds that are off or zero, to which factors say nothing: these and the present one.
+_ALTERNATIVES = {
+    "max_boilerplate": (0.25, 0.5, 0.75),
+    "max_mined_boilerplate": (0.25, 0.5, 0.75, 0.99),
+    "max_profanity": (1, 2, 1000),
+    "max_policy": (1, 2, 1000),
+    "max_personal_data": (0, 1, 2),
+    "max_blur": (0.4, 0.5, 0.6, 0.7, 0.8),
+    "max_text_share": (0.01, 0.02, 0.05, 0.1),
+    "max_watermark": (0.3, 0.5, 0.7),
+    "min_agreement": (-0.5, 0.0, 0.2, 0.25, 0.28, 0.5, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +38,13 @@ class Move:
 
 
 def what_if(features: Iterable[pa.Table], config: CurateConfig, factors: tuple[float, ...] = FACTORS) -> list[Move]:
-    """Rows kept, gained and lost for each threshold times each factor, in the order of the funnel."""
+    """Rows kept, gained and lost for each threshold times each factor, in the order of the funnel.
+
+    ``features`` are tables of ``judging.judged``. Thresholds that are off are tried at usual values instead.
+    """
     tests = checks(config)
-    moved = [[_times(test, factor) for factor in factors] for test in tests]
-    counts = np.zeros((len(tests), len(factors), 3), np.int64)
+    moved = [_moved(test, factors) for test in tests]
+    counts = [np.zeros((len(options), 3), np.int64) for options in moved]
     for table in features:
         scores = [np.asarray(table[test.rule].to_numpy(), np.float64) for test in tests]
         passed = np.stack([test.passed(score) for test, score in zip(tests, scores, strict=True)])
@@ -38,17 +54,24 @@ def what_if(features: Iterable[pa.Table], config: CurateConfig, factors: tuple[f
             others = failures - ~passed[row] == 0
             for column, option in enumerate(options):
                 after = others & option.passed(scores[row])
-                counts[row, column] += after.sum(), (after & ~kept).sum(), (kept & ~after).sum()
+                counts[row][column] += after.sum(), (after & ~kept).sum(), (kept & ~after).sum()
     return [
-        Move(option.reason, option.knob, _bound(option), *map(int, counts[row, column]))
+        Move(option.reason, option.knob, bound_of(option), *map(int, counts[row][column]))
         for row, options in enumerate(moved)
         for column, option in enumerate(options)
     ]
 
 
-def _bound(test: Check) -> float:
-    return test.low if np.isfinite(test.low) else test.high
+def bound_of(test: Check) -> float:
+    """The threshold itself."""
+    return test.low if math.isfinite(test.low) else test.high
 
 
-def _times(test: Check, factor: float) -> Check:
-    return replace(test, low=test.low * factor, high=test.high * factor)
+def _moved(test: Check, factors: tuple[float, ...]) -> list[Check]:
+    """The check at other thresholds, in ascending order, its present one among them."""
+    bound = bound_of(test)
+    values = {bound * factor for factor in factors}
+    if test.knob in _ALTERNATIVES and bound in (-1000.0, 0.0, 1.0, 1000.0):
+        values = {bound, *map(float, _ALTERNATIVES[test.knob])}
+    low = math.isfinite(test.low)
+    return [replace(test, low=value) if low else replace(test, high=value) for value in sorted(values)]

@@ -416,3 +416,25 @@ def test_doctor_examines_machine_store_and_api(tmp_path: Path) -> None:
     ill = dalle("doctor", "--store", str(tmp_path / "artifacts"), "--json", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ill.code == 1
     assert [c["name"] for c in ill.payload["checks"] if not c["ok"]] == ["prefect"]
+
+
+# curation
+
+
+def test_curation_is_asked_what_other_thresholds_would_keep_and_shows_its_report(
+    tiny_run: TinyRun, shared: str, tmp_path: Path
+) -> None:
+    pairs, given = tiny_run.results["ingest"].ref.fingerprint, ["--store", shared, "--preset", "tiny", *command_sets()]
+    for way in (("curate", "--what-if"), ("what-if",)):
+        said = dalle(way[0], pairs, *way[1:], "--json", *given)
+        assert said.code == 0, said.err
+        moves = said.payload["moves"]
+        words = [m for m in moves if m["knob"] == "min_caption_words"]
+        assert [m["threshold"] for m in words] == sorted(m["threshold"] for m in words)
+        assert {m["knob"] for m in moves} >= {"max_aspect", "max_profanity", "max_blur", "max_boilerplate"}
+    out = tmp_path / "out"
+    said = dalle("curate", pairs, "--out", str(out), *given)
+    assert said.code == 0, said.err
+    assert "reused" in said.out, "the report is part of the artifact"
+    assert "What was not checked" in (out / "curation.html").read_text()
+    assert (out / "curation" / "kept.png").read_bytes().startswith(b"\x89PNG")
