@@ -15,6 +15,7 @@ from dalle_model.runtime import Runtime
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.dvae import DvaeTokenizer, map_pixels
 from dalle_model.tokenizers.fsq import FsqTokenizer
+from dalle_model.tokenizers.vq import VqTokenizer
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -94,13 +95,15 @@ class ThumbnailFeatures:
 class TokenizerFeatures:
     """What an image tokenizer's own encoder sees before it quantises, as mean and spread over the grid of tokens.
 
-    FSQ: coordinates on the lattice, in [0, 1]. dVAE: the input of the last convolution.
+    FSQ: coordinates on the lattice, in [0, 1]. VQ: unit vectors. dVAE: the input of the last convolution.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, digest: str) -> None:
         """``digest``: hash of the weights, or the fingerprint of the tokenizer's artifact."""
-        if not isinstance(tokenizer, FsqTokenizer | DvaeTokenizer):
-            raise TypeError(f"{type(tokenizer).__name__} offers no features; known are FsqTokenizer and DvaeTokenizer")
+        if not isinstance(tokenizer, FsqTokenizer | VqTokenizer | DvaeTokenizer):
+            raise TypeError(
+                f"{type(tokenizer).__name__} offers no features; FsqTokenizer, VqTokenizer and DvaeTokenizer do"
+            )
         self._tokenizer = tokenizer
         self.name = f"tokenizer_{tokenizer.config.kind}"
         self.digest = digest
@@ -119,6 +122,8 @@ class TokenizerFeatures:
     def _grid(self, images: Tensor) -> Tensor:
         if isinstance(self._tokenizer, FsqTokenizer):
             return self._tokenizer.latents(images) / self._tokenizer.steps.view(1, -1, 1, 1)
+        if isinstance(self._tokenizer, VqTokenizer):
+            return self._tokenizer.latents(images).permute(0, 3, 1, 2)
         return self._tokenizer.encoder.features(map_pixels(images))
 
 

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,16 @@ from dalle_model.metrics import code_usage, psnr
 from dalle_model.pair_copies import augment_caption, augment_image
 from dalle_model.records import token_row
 from dalle_model.tokenizers.base import ImageTokenizer
+from dalle_model.tokenizers.encoding import prepared
 from dalle_model.tokenizers.registry import tokenizer_from_bytes
 from tasks.artifacts import ArtifactRef, Manifest, Part
-from tasks.fit_tokenizer import reconstruct
+from tasks.fit_tokenizer import decode_ids, encode_ids
 from tasks.job import Job, Outcome
 from tasks.pictures import Squares, UInt8, curated_table, read_facts, read_pictures
 from tasks.settings import Settings
 from tasks.step import open_store
+
+_ROUND_TRIP = 64  # pictures of a shard that are decoded again
 
 
 def load_tokenizer(job: Job, manifest: Manifest, prefix: str = "") -> ImageTokenizer:
@@ -53,14 +57,14 @@ def work(job: Job) -> Outcome:
     tokenizer = load_tokenizer(job, job.inputs["tokenizer"])
     done = job.parts()
     starts = range(0, table.num_rows, config.rows_per_shard)
-    for n, start in enumerate(starts):
-        if job.pieces is not None and n not in job.pieces:
-            continue
-        if n not in done:
-            rows = table.slice(start, config.rows_per_shard)
-            done[n] = _encode_shard(job, rows, words, tokenizer)
-            job.commit_part(n, done[n])
-        job.progress(min(start + config.rows_per_shard, table.num_rows), table.num_rows, "pictures encoded")
+    wanted = [n for n in range(len(starts)) if job.pieces is None or n in job.pieces]
+    shards = {n: table.slice(starts[n], config.rows_per_shard) for n in wanted if n not in done}
+    ready = prepared(tokenizer, job.runtime)
+    for n, images in _read_ahead(job, shards, tokenizer.config.image_px):
+        done[n] = _encode_shard(job, shards[n], images, words, tokenizer, ready)
+        job.commit_part(n, done[n])
+        job.progress(starts[n] + shards[n].num_rows, table.num_rows, "pictures encoded")
+    job.progress(table.num_rows, table.num_rows, "pictures encoded")
     if job.pieces is not None:
         return Outcome((), 0, {})
     parts = [done[n] for n in range(len(starts))]
@@ -122,14 +126,33 @@ def _squares_of(rows: pa.Table, px: int, config: AugmentConfig) -> Squares:
     return squares
 
 
-def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: ImageTokenizer) -> Part:
-    config: EncodeConfig = job.config
-    px = tokenizer.config.image_px
+def _read_ahead(job: Job, shards: Mapping[int, pa.Table], px: int) -> Iterator[tuple[int, UInt8]]:
+    """Pictures of each shard, uint8 [R, px, px, 3]; the next one is read and decoded while the caller encodes."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = {n: reader.submit(_read, job, shards[n], px) for n in list(shards)[:1]}
+        for n, after in zip(shards, [*list(shards)[1:], None], strict=True):
+            if after is not None:
+                waiting[after] = reader.submit(_read, job, shards[after], px)
+            yield n, waiting.pop(n).result()
+
+
+def _read(job: Job, rows: pa.Table, px: int) -> UInt8:
     images = np.empty((rows.num_rows, px, px, 3), np.uint8)
-    changed = _squares_of(rows, px, config.augment) if config.augment.copies else None
+    augment: AugmentConfig = job.config.augment
+    changed = _squares_of(rows, px, augment) if augment.copies else None
     for positions, squares in read_pictures(job, job.inputs["curated"], rows, px, changed):
         images[positions] = squares
-    ids, made = reconstruct(tokenizer, images, job.runtime, config.batch_size)
+    return images
+
+
+def _encode_shard(
+    job: Job, rows: pa.Table, images: UInt8, words: CaptionTokenizer, tokenizer: ImageTokenizer, ready: ImageTokenizer
+) -> Part:
+    """Encode one shard; ``ready`` is the tokenizer prepared for that. A sample of it is decoded, to see the round trip."""
+    config: EncodeConfig = job.config
+    ids = encode_ids(ready, images, job.runtime, config.batch_size)
+    sample = slice(0, _ROUND_TRIP)
+    made = decode_ids(tokenizer, ids[sample], job.runtime, config.batch_size)
     texts = [words.encode(caption) for caption in rows["caption"].to_pylist()]
     cut = sum(len(t) > config.max_text_tokens for t in texts)
     tokens = pa.FixedSizeListArray.from_arrays(
@@ -160,7 +183,6 @@ def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: 
         column_encoding={leaf: "BYTE_STREAM_SPLIT"},
     )
     obj = job.put(out.getvalue(), ext="parquet", role="tokens", rows=table.num_rows)
-    sample = slice(0, 64)
     splits = dict(
         zip(
             *(v.tolist() for v in np.unique(rows["split"].to_numpy(zero_copy_only=False), return_counts=True)),
@@ -171,7 +193,7 @@ def _encode_shard(job: Job, rows: pa.Table, words: CaptionTokenizer, tokenizer: 
         "splits": splits,
         "cut_captions": int(cut),
         "codes": np.bincount(ids.numpy().reshape(-1), minlength=tokenizer.vocab_size).tolist(),
-        "round_trip_psnr": float(psnr(made[sample], to_float(images[sample])).mean()),
+        "round_trip_psnr": float(psnr(made, to_float(images[sample])).mean()),
         "perplexity": code_usage(ids, tokenizer.vocab_size)[0],
     }
     return Part(objects=(obj,), stats=stats)

@@ -51,6 +51,10 @@ _KNOWN: dict[str, _Known] = {
     ),
     "psnr": _Known("higher", "How close a picture is to itself after it was turned into tokens and back.", "dB"),
     "ssim": _Known("higher", "Likeness of structure between a picture and its reconstruction; 1 is the same."),
+    "reconstruction_frechet": _Known(
+        "lower",
+        "Frechet distance between pictures and their reconstructions on a fixed untrained network; compares tokenizers of this project only.",
+    ),
     "perplexity": _Known(
         "higher", "How many of the tokenizer's codes carry the load; few mean that pictures look alike to it."
     ),

@@ -1,12 +1,17 @@
 """Stage fit-tokenizer: train the image tokenizer on curated pictures and measure its health."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import torch
 
 from dalle_model.augmentation import source_px
+from dalle_model.code_pictures import code_usage_picture
 from dalle_model.config import TokenizerConfig
+from dalle_model.distances import frechet
 from dalle_model.errors import CodebookCollapsed, DataError
+from dalle_model.features import RandomFeatures
 from dalle_model.images import to_float, to_uint8
 from dalle_model.metrics import code_usage, psnr, ssim
 from dalle_model.perceptual import PerceptualDistance, fixed_distance, vgg_distance
@@ -43,7 +48,7 @@ def work(job: Job) -> Outcome:
             return Outcome((), 0, {})
     held = load_pictures(job, curated, curated_table(job, curated, ("valid", "test")), config.image_px, "held")
     measured = rows.take(pa.array(spread(rows.num_rows, _MEASURED)))
-    stats, sheet = _examine(
+    stats, sheets, speeds = _examine(
         tokenizer, load_pictures(job, curated, measured, config.image_px, "measured"), held, runtime
     )
     _refuse_collapse(config, stats)
@@ -52,7 +57,7 @@ def work(job: Job) -> Outcome:
         job.put(weights, ext="safetensors", role="weights"),
         job.put(described, ext="json", role="config"),
         curve_object(job, result.curve),
-        job.put(sheet, ext="png", role="sheet.reconstructions"),
+        *(job.put(picture, ext="png", role=role) for role, picture in sheets.items()),
     )
     parameters = sum(p.numel() for p in tokenizer.parameters())
     stats |= {
@@ -65,6 +70,7 @@ def work(job: Job) -> Outcome:
         "rows_per_s": result.rows_per_s,
         "train_seconds": result.seconds,
         "micro_batch_size": result.micro_batch_size,
+        **speeds,
     }
     return Outcome(objects, len(pictures.images), stats, facts)
 
@@ -80,7 +86,6 @@ def _perceptual(job: Job, config: TokenizerConfig) -> PerceptualDistance | None:
     return fixed_distance()
 
 
-@torch.inference_mode()
 def reconstruct(
     tokenizer: ImageTokenizer,
     images: np.ndarray,  # type: ignore[type-arg]
@@ -88,14 +93,32 @@ def reconstruct(
     batch_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 [R, H, W, 3] -> (ids int64 [R, N], reconstructions float32 [R, 3, H, W] on the CPU)."""
-    ids, pictures = [], []
+    ids = encode_ids(tokenizer, images, runtime, batch_size)
+    return ids, decode_ids(tokenizer, ids, runtime, batch_size)
+
+
+@torch.inference_mode()
+def encode_ids(
+    tokenizer: ImageTokenizer,
+    images: np.ndarray,  # type: ignore[type-arg]
+    runtime: Runtime,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """uint8 [R, H, W, 3] -> ids int64 [R, N] on the CPU."""
+    ids = []
     with runtime.autocast():
         for start in range(0, len(images), batch_size):
             batch = to_float(np.ascontiguousarray(images[start : start + batch_size])).to(runtime.device)
-            codes = tokenizer.encode(batch)
-            ids.append(codes.cpu())
-            pictures.append(tokenizer.decode(codes).float().cpu())
-    return torch.cat(ids), torch.cat(pictures)
+            ids.append(tokenizer.encode(batch).cpu())
+    return torch.cat(ids)
+
+
+@torch.inference_mode()
+def decode_ids(tokenizer: ImageTokenizer, ids: torch.Tensor, runtime: Runtime, batch_size: int = 64) -> torch.Tensor:
+    """Ids [R, N] -> float32 [R, 3, H, W] in [0, 1] on the CPU."""
+    with runtime.autocast():
+        batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+        return torch.cat([tokenizer.decode(batch.to(runtime.device)).float().cpu() for batch in batches])
 
 
 def spread(count: int, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -105,9 +128,12 @@ def spread(count: int, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
 
 def _examine(
     tokenizer: ImageTokenizer, trained: PictureSet, held: PictureSet, runtime: Runtime
-) -> tuple[dict[str, float], bytes]:
+) -> tuple[dict[str, float], dict[str, bytes], dict[str, float]]:
+    """(figures of reconstruction and code use, pictures by role, speeds)."""
     tokenizer = tokenizer.to(runtime.device).eval()
     stats: dict[str, float] = {}
+    speeds: dict[str, float] = {}
+    usage = b""
     for name, pictures in (("train", trained), ("heldout", held)):
         if not len(pictures.images):
             continue
@@ -116,6 +142,9 @@ def _examine(
         truth = to_float(images)
         perplexity, dead = code_usage(ids, tokenizer.vocab_size)
         stats |= {f"psnr_{name}": float(psnr(made, truth).mean()), f"ssim_{name}": float(ssim(made, truth).mean())}
+        if len(images) > 1:
+            features = RandomFeatures()
+            stats[f"reconstruction_frechet_{name}"] = frechet(features.of(truth), features.of(made))
         if name == "train":
             stats |= {
                 "code_perplexity": perplexity,
@@ -123,8 +152,30 @@ def _examine(
                 "vocab_size": tokenizer.vocab_size,
                 "measured": len(images),
             }
+            usage = code_usage_picture(ids.numpy(), tokenizer.vocab_size)
+            speeds = _speeds(tokenizer, images, ids, runtime)
     shown = held if len(held.images) >= _SHOWN // 2 else trained
-    return stats, _sheet(tokenizer, shown, runtime)
+    sheets = {"sheet.reconstructions": _sheet(tokenizer, shown, runtime), "sheet.code_usage": usage}
+    # sums of floats depend on the number of threads beyond nine digits
+    return {name: float(f"{value:.9g}") for name, value in stats.items()}, sheets, speeds
+
+
+@torch.inference_mode()
+def _speeds(
+    tokenizer: ImageTokenizer,
+    images: np.ndarray,  # type: ignore[type-arg]
+    ids: torch.Tensor,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """Pictures per second of either direction, in batches of 64 on this machine as it was."""
+    rates: dict[str, float] = {}
+    started = time.perf_counter()
+    encode_ids(tokenizer, images, runtime)
+    rates["encode_images_per_s"] = len(images) / (time.perf_counter() - started)
+    started = time.perf_counter()
+    decode_ids(tokenizer, ids, runtime)
+    rates["decode_images_per_s"] = len(images) / (time.perf_counter() - started)
+    return rates
 
 
 def _sheet(tokenizer: ImageTokenizer, pictures: PictureSet, runtime: Runtime) -> bytes:

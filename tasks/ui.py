@@ -50,6 +50,7 @@ _SHEETS = {
     "sheet.rejected": "Rejected",
     "sheet.reconstructions": "Original and reconstruction",
     "sheet.samples": "Drawn from captions",
+    "sheet.code_usage": "Use of the codes",
 }
 _TABLES = {"licences": "Licence", "languages": "Language", "sources": "Source", "personal_data": "Personal data found"}
 _SPOKEN_FOR = frozenset({"funnel", "reasons", "splits", "summary", "references", "not_checked", *_TABLES})

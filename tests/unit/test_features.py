@@ -66,7 +66,7 @@ def test_thumbnails_measure_root_mean_squared_error():
     assert np.linalg.norm(a - b) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("kind", ["fsq", "dvae"])
+@pytest.mark.parametrize("kind", ["fsq", "vq", "dvae"])
 def test_a_tokenizer_offers_its_own_features(kind):
     config = TokenizerConfig(kind=kind, image_px=PX, width=8, blocks_per_group=1, num_codes=64)
     torch.manual_seed(0)

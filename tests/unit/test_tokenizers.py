@@ -28,6 +28,7 @@ from dalle_model.tokenizers.dvae import (
     temperature,
     unmap_pixels,
 )
+from dalle_model.tokenizers.encoding import prepared
 from dalle_model.tokenizers.fsq import FsqTokenizer
 from dalle_model.tokenizers.vq import VqTokenizer
 
@@ -293,6 +294,32 @@ def test_tiled_argmax_equals_the_plain_one_and_breaks_ties_low(codes: int) -> No
     weight, bias = torch.randint(-2, 3, (codes, 4)).float(), torch.zeros(codes)
     expected = torch.from_numpy((features @ weight.T).numpy().argmax(1))
     assert torch.equal(argmax_codes(features, weight, bias, rows_per_tile=128), expected)
+
+
+@pytest.mark.parametrize("codes", [192, 1024])
+def test_wide_low_precision_argmax_equals_the_one_in_float32(codes: int) -> None:
+    """Rough products choose candidates only: 16 bits alone would get a tenth of these rows wrong."""
+    torch.manual_seed(0)
+    features = torch.randn(300, 512).bfloat16()
+    weight, bias = torch.randn(codes, 512) / 22, torch.randn(codes) / 10
+    exact = features.float() @ weight.T + bias
+    assert torch.equal(argmax_codes(features, weight, bias), exact.argmax(1))
+    rough = (features @ weight.bfloat16().T).float() + bias
+    assert (rough.argmax(1) != exact.argmax(1)).float().mean() > 0.001
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokenizer_prepared_for_encoding_gives_the_same_ids(kind: str, dtype: torch.dtype) -> None:
+    tokenizer, runtime = build(kind), Runtime(dtype=dtype)
+    images = torch.rand(24, 3, 16, 16)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    with torch.inference_mode(), runtime.autocast():
+        expected, ids = tokenizer.encode(images), prepared(tokenizer, runtime).encode(images)
+    assert (ids != expected).float().mean() <= (0.01 if dtype == torch.bfloat16 else 0)
+    for name, value in tokenizer.state_dict().items():
+        assert torch.equal(value, before[name]) and value.dtype == torch.float32
+    tokenizer.decode(expected)  # the decoder is where it was
 
 
 def test_decoding_ids_equals_decoding_one_hot_maps() -> None:
