@@ -39,6 +39,14 @@ def evaluate(
             "--reproduce", metavar="EVALUATION[:FIGURE]", help="Compute an evaluation again; exit 1 if a digit differs."
         ),
     ] = "",
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="REF",
+            help="Curated pairs of another source, drawn in place of held-out captions; refused where training touches them.",
+        ),
+    ] = "",
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -59,6 +67,10 @@ def evaluate(
         emit(as_json, payload, lines)
         if not equal:
             raise typer.Exit(1)
+        return
+    if on:  # the other model was measured on captions of its own: there is nothing to pair with
+        refs = {"model": model, "curated": on}
+        run_one("evaluate", refs, sets or [], store, preset, device, deadline, as_json, debug, out)
         return
     baseline = comparison.baseline_of(settings, model, commands.preset_config(preset, sets or []).evaluate, against)
     chosen = [*(sets or []), *([f"evaluate.baseline={baseline}"] if baseline else [])]

@@ -137,7 +137,7 @@ def newest_evaluation(store: Store, model: Manifest) -> Manifest | None:
         m
         for m in all_manifests(store)
         if m.kind == EVALUATE.kind
-        and any(i.fingerprint == model.fingerprint for i in m.inputs)
+        and [i.fingerprint for i in m.inputs] == [model.fingerprint]  # none on a foreign set
         and m.step_version == EVALUATE.version
         and not is_reproduction(m)
     ]

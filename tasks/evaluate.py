@@ -21,6 +21,7 @@ from dalle_model.metrics import bits_per_pixel
 from dalle_model.token_batches import TokenRows
 from tasks import evaluate_unprompted, measures, unprompted
 from tasks.artifacts import Manifest, ObjectRef
+from tasks.contamination import refuse_contaminated
 from tasks.copies import CopyDetector, Nearest
 from tasks.drawing import Painter, load_painter
 from tasks.drawn import Drawn, Easel, Stopwatch, Timed, sheet
@@ -64,11 +65,16 @@ class Subject:
     training: PictureSet
     training_tokens: npt.NDArray[np.uint16]
     heldout: PictureSet
+    foreign: dict[str, object]  # of a foreign set, in place of the held-out captions: what it was compared with
 
 
 def work(job: Job) -> Outcome:
     """Measure one model. All figures are offline: they need no network but those of the chain and of packages."""
     if job.inputs["model"].step == unprompted.STEP:
+        if "curated" in job.inputs:
+            raise DataError(
+                "this model reads no prompts, so a foreign set of captions does not measure it; leave --on out"
+            )
         return evaluate_unprompted.work(job)
     watch = Stopwatch()
     subject = _subject(job)
@@ -108,12 +114,15 @@ def _subject(job: Job) -> Subject:
     px = painter.tokenizer.config.image_px
     rows = _by_caption(curated_table(job, curated, ("train",)), config.max_reference)
     training = load_pictures(job, curated, rows, px, "train")
-    heldout_rows = _by_caption(curated_table(job, curated, ("heldout",)), config.num_heldout)
-    heldout = load_pictures(job, curated, heldout_rows, px, "heldout")
+    foreign = job.inputs.get("curated")
+    checked = refuse_contaminated(job, curated, foreign) if foreign else {}
+    held = curated_table(job, foreign) if foreign else curated_table(job, curated, ("heldout",))
+    heldout = load_pictures(job, foreign or curated, _by_caption(held, config.num_heldout), px, "heldout")
     encoded, ids, _, _ = read_tokens(job, tokens, "train")
-    place = {identifier: row for row, identifier in enumerate(ids)}
+    # Augmented copies follow their pair and have its id: the pair itself is meant.
+    place = {identifier: row for row, identifier in reversed(list(enumerate(ids)))}
     wanted = [place[identifier] for identifier in rows["id"].to_pylist()]
-    return Subject(model, tokens, curated, painter, training, np.asarray(encoded.image[wanted]), heldout)
+    return Subject(model, tokens, curated, painter, training, np.asarray(encoded.image[wanted]), heldout, checked)
 
 
 def _by_caption(rows: pa.Table, limit: int) -> pa.Table:
@@ -166,6 +175,8 @@ def _findings(job: Job, subject: Subject) -> Findings:
         "index": 0,
         "sampler": subject.painter.sampler.model_dump(mode="json"),
     }
+    if subject.foreign:
+        protocol["foreign_set"] = subject.foreign
     return Findings(basis, protocol=protocol)
 
 

@@ -72,7 +72,13 @@ FIT_GENERATOR = Stage(
     distributed=True,
 )
 EVALUATE = Stage(
-    name="evaluate", version=3, kind="evaluation", config=EvaluateConfig, inputs=("model",), work="tasks.evaluate:work"
+    name="evaluate",
+    version=3,
+    kind="evaluation",
+    config=EvaluateConfig,
+    inputs=("model",),
+    work="tasks.evaluate:work",
+    optional=("curated",),  # a foreign evaluation set
 )
 GENERATE = Stage(
     name="generate",
