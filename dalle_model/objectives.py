@@ -4,6 +4,7 @@ The loss of a part of a batch is already divided by the size of the whole batch 
 neither the micro-batch size nor the number of ranks changes the sum.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import OptimConfig, TrainConfig
@@ -64,6 +66,26 @@ class Objective(ABC):
     def schedule(self, step: int) -> dict[str, float]:
         """Values that move with the step, for the curve."""
         return {}
+
+    def references(self) -> dict[str, float]:
+        """What terms of the loss are for a network that has learnt nothing: ln K of a choice among K."""
+        return {}
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Tokens that the network reads per row, 0 where it reads none."""
+        return 0
+
+    def flops_per_row(self) -> float:
+        """FLOPs of one row's forward and backward pass: three times the products counted in a forward pass."""
+        row = {k: v[:1] if v.dim() else v for k, v in self.batch(0).items()}
+        device = next(self.network.parameters()).device
+        training = self.network.training
+        self.network.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+            self.loss(self.network, {k: v.to(device) for k, v in row.items()}, 0)
+        self.network.train(training)
+        return 3.0 * float(counter.get_total_flops())
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -166,6 +188,26 @@ class DalleObjective(Objective):
         image_first = torch.rand((), generator=generator) < self._config.image_first_share
         shared = {"num_text": num_text, "image_first": image_first}
         return {"text": text[mine], "image": image[mine], "read": read[mine], "keep_text": keep[mine], **shared}
+
+    def references(self) -> dict[str, float]:
+        """Both cross-entropies of a model that has learnt nothing."""
+        shape = self.model.shape
+        return {"loss_image": math.log(shape.image_vocab), "loss_text": math.log(shape.text_vocab)}
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Text and image positions."""
+        return self.model.shape.max_text_tokens + self.model.shape.num_image_tokens
+
+    def flops_per_row(self) -> float:
+        """What an update cannot do without: each matrix once per position, the causal half of attention, each head on
+        its own positions; forward and backward (three forwards)."""
+        shape, config = self.model.shape, self.model.config
+        length = self.tokens_per_row
+        trunk = sum(p.numel() for p in self.model.blocks.parameters() if p.dim() == 2) * length
+        attention = length * length * config.dim * config.depth
+        heads = config.dim * (shape.max_text_tokens * shape.text_vocab + shape.num_image_tokens * shape.image_vocab)
+        return 6.0 * (trunk + attention + heads)
 
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Nats per token of either kind, weighted."""

@@ -1,5 +1,8 @@
 """Text alone: the trunk as a GPT of captions, to be used as one or to start a text-to-image model from."""
 
+import math
+from typing import cast
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,6 +19,7 @@ from dalle_model.objectives import (
     text_targets,
 )
 from dalle_model.runtime import Runtime
+from dalle_model.sharding import plain
 from dalle_model.token_batches import RowOrder, TokenRows, rarity_weights
 
 
@@ -46,11 +50,28 @@ class TextObjective(Objective):
             text = self._dropout.text(rows, step, text.shape[1])
         return {"text": text[self._order.part()], "num_text": text_targets(text).sum()}
 
+    def references(self) -> dict[str, float]:
+        """The cross-entropy of a model that has learnt nothing."""
+        return {"loss_text": math.log(self.model.shape.text_vocab)}
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Text positions."""
+        return self.model.shape.max_text_tokens
+
+    def flops_per_row(self) -> float:
+        """As of ``DalleObjective``, of the text alone."""
+        config, length = self.model.config, self.tokens_per_row
+        trunk = sum(p.numel() for p in self.model.blocks.parameters() if p.dim() == 2) * length
+        heads = config.dim * length * self.model.shape.text_vocab
+        return 6.0 * (trunk + length * length * config.dim * config.depth + heads)
+
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Nats per token."""
         targets = text_targets(batch["text"])
         hidden = network(batch["text"], None)[targets]
-        total = head_cross_entropy(hidden, self.model.text_head.weight, batch["text"][targets], self._runtime)
+        head = cast(Dalle, plain(network)).text_head.weight  # of the network given: it may be spread over ranks
+        total = head_cross_entropy(hidden, head, batch["text"][targets], self._runtime)
         total = total / batch["num_text"].clamp(min=1)
         return Loss(total, {"loss": total.detach(), "loss_text": total.detach()})
 

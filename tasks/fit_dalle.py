@@ -2,26 +2,34 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import FitConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle, dalle_from_bytes, dalle_to_bytes
 from dalle_model.errors import DataError
+from dalle_model.images import to_uint8
 from dalle_model.objectives import BpeDropout, validation_losses
 from dalle_model.runtime import Runtime
+from dalle_model.sheets import contact_sheet
 from dalle_model.text_objective import text_loss, transformer_objective
 from dalle_model.token_batches import TokenRows, pad_text
 from dalle_model.warm_start import start_from
 from tasks.artifacts import Manifest, ObjectRef
+from tasks.drawing import Painter
+from tasks.encode_images import load_tokenizer
+from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
+from tasks.live import Draw
 from tasks.training import curve_object, train, training_runtime
 
+_DRAWN = 8  # captions drawn at each look
 _INIT = 2  # stream of the initial weights under the training seed
 _ROLES = {"weights": "tokenizer.weights", "config": "tokenizer.config"}
 
@@ -81,7 +89,10 @@ def work(job: Job) -> Outcome:
             _start_from(job, model, words, tokens)
         dropout = BpeDropout(words, captions, config.train.bpe_dropout, runtime)
         objective = transformer_objective(model, rows, config.train, runtime, dropout)
-        result = train(job, objective, config.train.optim, runtime, data=tokens.fingerprint)
+        draw = _samples(job, words, captions, config, runtime) if config.train.objective != "text" else None
+        result, seen = train(
+            job, objective, config.train.optim, runtime, data=tokens.fingerprint, title="Drawn from captions", draw=draw
+        )
         if runtime.rank != 0:
             return Outcome((), 0, {})
     weights, described = dalle_to_bytes(model)
@@ -92,6 +103,7 @@ def work(job: Job) -> Outcome:
             json.dumps(config.sampler.model_dump(mode="json"), sort_keys=True).encode(), ext="json", role="sampler"
         ),
         curve_object(job, result.curve),
+        *seen,
         _same(tokens, "bpe", "bpe"),
         *(_same(load_ancestor(job.store, tokens, "tokenizer"), role, name) for role, name in _ROLES.items()),
     )
@@ -110,6 +122,20 @@ def work(job: Job) -> Outcome:
         "micro_batch_size": result.micro_batch_size,
     }
     return Outcome(objects, len(rows.image), stats, facts)
+
+
+def _samples(job: Job, words: CaptionTokenizer, captions: list[str], config: FitConfig, runtime: Runtime) -> Draw:
+    """How to draw the same few captions, spread over the training set, at any moment of the training."""
+    tokenizer = load_tokenizer(job, load_ancestor(job.store, job.inputs["tokens"], "tokenizer"))
+    prompts = [captions[i] for i in spread(len(captions), _DRAWN)]
+
+    def draw(network: nn.Module) -> bytes:
+        painter = Painter(cast(Dalle, network), tokenizer.to(runtime.device), words, config.sampler, runtime, "live")
+        requests = [painter.request(prompt, seed=0, index=0) for prompt in prompts]
+        pictures = to_uint8(painter.pictures(painter.tokens(requests, len(requests))))
+        return contact_sheet(list(pictures), prompts, columns=4, px=128)
+
+    return draw
 
 
 def _start_from(job: Job, model: Dalle, words: CaptionTokenizer, tokens: Manifest) -> None:

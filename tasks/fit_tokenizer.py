@@ -1,10 +1,12 @@
 """Stage fit-tokenizer: train the image tokenizer on curated pictures and measure its health."""
 
 import time
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from dalle_model.augmentation import source_px
 from dalle_model.code_pictures import code_usage_picture
@@ -27,6 +29,7 @@ from tasks.training import curve_object, train, training_runtime
 
 _INIT = 1  # stream of the initial weights under the training seed
 _SHOWN = 32
+_DRAWN = 8  # pictures reconstructed at each look
 _MEASURED = 512
 
 
@@ -43,7 +46,22 @@ def work(job: Job) -> Outcome:
         # where the perceptual weights lie is not part of what is made
         tokenizer = build_tokenizer(config.model_copy(update={"perceptual_file": ""}), runtime.generator(_INIT))
         objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime, _perceptual(job, config))
-        result = train(job, objective, config.optim, runtime, data=curated.fingerprint)
+        shown = load_pictures(
+            job, curated, rows.take(pa.array(spread(rows.num_rows, _DRAWN))), config.image_px, "shown"
+        )
+
+        def draw(network: nn.Module) -> bytes:
+            return _sheet(cast(ImageTokenizer, network), shown, runtime)
+
+        result, seen = train(
+            job,
+            objective,
+            config.optim,
+            runtime,
+            data=curated.fingerprint,
+            title="Original and reconstruction",
+            draw=draw,
+        )
         if runtime.rank != 0:
             return Outcome((), 0, {})
     held = load_pictures(job, curated, curated_table(job, curated, ("valid", "test")), config.image_px, "held")
@@ -57,6 +75,7 @@ def work(job: Job) -> Outcome:
         job.put(weights, ext="safetensors", role="weights"),
         job.put(described, ext="json", role="config"),
         curve_object(job, result.curve),
+        *seen,
         *(job.put(picture, ext="png", role=role) for role, picture in sheets.items()),
     )
     parameters = sum(p.numel() for p in tokenizer.parameters())

@@ -228,6 +228,10 @@ class Job:
             self._last_progress = now
             self._events.send("progress", done=done, total=total, unit=unit, figures=figures)
 
+    def show_picture(self, title: str, png_base64: str) -> None:
+        """A picture to look at while the work goes on."""
+        self._events.send("picture", title=title, png=png_base64)
+
     def log(self, text: str) -> None:
         """A line for a person."""
         self._events.send("log", text=text)

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     workers: int = Field(0, ge=0, description="Processes or threads for decoding, 0 = one per core.")
     ranks: int = Field(1, ge=1, description="Data-parallel processes of a training step on this machine (torchrun).")
     memory_fraction: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that a step may take.")
+    tensorboard: Path | None = Field(
+        None, description="Folder that gets TensorBoard's event files while a network trains; empty = none."
+    )
     deadline_s: float = Field(0.0, ge=0, description="Seconds after which a step is stopped, 0 = none.")
     grace_s: float = Field(20.0, ge=0, description="Seconds between SIGTERM and SIGKILL.")
     silence_s: float = Field(900.0, gt=0, description="Seconds without a sign of life after which a step is stopped.")

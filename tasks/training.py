@@ -23,6 +23,7 @@ from tasks.artifacts import ObjectRef, Part
 from tasks.devices import preflight
 from tasks.faults import fault_point
 from tasks.job import Job, StopRequested
+from tasks.live import SAMPLE, Draw, LiveView
 from tasks.ranks import process_group
 
 CHECKPOINT, SHARD = "checkpoint", "checkpoint.shard"
@@ -42,48 +43,62 @@ def training_runtime(job: Job, seed: int) -> Iterator[Runtime]:
         yield runtime
 
 
-def train(job: Job, objective: Objective, optim: OptimConfig, runtime: Runtime, *, data: str) -> FitResult:
-    """Train to the end, from the newest checkpoint that is whole. ``data`` is the digest of what is trained on."""
+def train(
+    job: Job,
+    objective: Objective,
+    optim: OptimConfig,
+    runtime: Runtime,
+    *,
+    data: str,
+    title: str = "Samples",
+    draw: Draw | None = None,
+) -> tuple[FitResult, tuple[ObjectRef, ...]]:
+    """Train to the end, from the newest checkpoint that is whole; also the objects that the live view made.
 
-    def report(point: dict[str, float]) -> None:
-        figures = {k: v for k, v in point.items() if k in ("loss", "loss_image", "loss_text", "rows_per_s")}
-        job.show_progress(int(point["step"]), optim.steps, "steps", **figures)
+    data: digest of what is trained on. draw: the network in eval mode -> a PNG called ``title``, made on rank 0 every
+    ``sample_every`` updates.
+    """
 
     def save(state: TrainState) -> None:
-        _save(job, state, optim.keep_checkpoints)
+        _save(job, state, optim.keep_checkpoints, live.samples)
 
     preflight(
         runtime,
         training_bytes(objective.network, optim, objective.critic, world=runtime.world),
         f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters",
     )
-    resume = newest_checkpoint(job)
+    live = LiveView(job, objective, optim, runtime, title, draw)
+    resume, samples = newest_checkpoint(job)
     if resume is not None:
         job.log(f"goes on from the checkpoint at step {resume.step} of {optim.steps}")
+    live.begin(resume.curve if resume else [], samples)
     try:
-        return fit(
+        result = fit(
             objective,
             optim,
             runtime,
             resume=resume,
             save=save,
-            report=report,
+            report=live.report,
+            observe=live.observe,
             should_stop=lambda: job.stop_requested,
             data=data,
         )
     except TrainingStopped as stopped:
         job.log(str(stopped))
         raise StopRequested from stopped
+    return result, live.objects(result.curve) if runtime.rank == 0 else ()
 
 
-def newest_checkpoint(job: Job) -> TrainState | None:
-    """The newest undamaged checkpoint of this fingerprint; damaged ones are named in the log and passed over."""
+def newest_checkpoint(job: Job) -> tuple[TrainState | None, tuple[ObjectRef, ...]]:
+    """The newest undamaged checkpoint of this fingerprint and the samples made before it; damaged ones are named in
+    the log and passed over."""
     for step, part in sorted(job.parts().items(), reverse=True):
         try:
-            return _read(job, part)
+            return _read(job, part), tuple(o for o in part.objects if o.role == SAMPLE)
         except CorruptObject as error:
             job.log(f"the checkpoint at step {step} is damaged and is passed over: {error}")
-    return None
+    return None, ()
 
 
 def _read(job: Job, part: Part) -> TrainState:
@@ -95,13 +110,14 @@ def _read(job: Job, part: Part) -> TrainState:
     return state
 
 
-def _save(job: Job, state: TrainState, keep: int) -> None:
+def _save(job: Job, state: TrainState, keep: int, samples: tuple[ObjectRef, ...]) -> None:
     fault_point("checkpoint.before_object")
     shards = _put_shards(job, state) if state.sharded else ()
     if job.rank != 0:
         return
     obj = job.put(replace(state, shards=len(shards)).to_bytes(), ext="ckpt", role=CHECKPOINT)
-    job.store.commit_part(job.fingerprint, state.step, Part(objects=(obj, *shards), stats={"step": state.step}))
+    objects = (obj, *shards, *samples)
+    job.store.commit_part(job.fingerprint, state.step, Part(objects=objects, stats={"step": state.step}))
     fault_point("checkpoint.after_receipt")
     parts = sorted(job.parts().items())
     kept = {o.key for _, part in parts[-keep:] for o in part.objects}

@@ -4,6 +4,7 @@ Beside ``tasks.prefect_tasks`` the only module that imports Prefect. The UI is a
 Artifacts live in Prefect's database for good, so each picture is held to about 200 KB.
 """
 
+import base64
 import contextvars
 import io
 import json
@@ -367,10 +368,26 @@ class ProgressReporter:
             self._progress(event)
         elif kind == "log":
             _log("info", str(event["text"]))
+        elif kind == "picture":
+            run = contextvars.copy_context()  # a thread of its own: a slow server must not hold up the step
+            threading.Thread(target=run.run, args=(self._picture, event), daemon=True).start()
         elif kind in ("start", "reused"):
             _log("info", f"{self._stage} {event['fingerprint'][:12]}: {event['decision']}")
             if kind == "reused":
                 self._show(100.0, f"{self._stage}: {event['decision']}", final=True)
+
+    def _picture(self, event: Mapping[str, Any]) -> None:
+        """One artifact per step, with its history: the newest is on top."""
+        try:
+            title = str(event["title"])
+            image = data_uri(small_picture(base64.b64decode(event["png"])))
+            create_markdown_artifact(
+                f"## {escaped(title)}\n\n![{escaped(title)}]({image})",
+                key=key_of(self._stage, "live"),
+                description=title,
+            )
+        except Exception as error:  # a picture is a courtesy
+            _log("debug", f"a picture was not shown: {type(error).__name__}: {error}")
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         done, total = int(event["done"]), int(event["total"])

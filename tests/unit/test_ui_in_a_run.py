@@ -1,5 +1,6 @@
 """Publishing into a real Prefect run, on Prefect's own test server."""
 
+import base64
 import time
 
 import pytest
@@ -80,3 +81,21 @@ def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_e
     assert shown.description.startswith("fit_tokenizer: 1,000 of 1,000 steps")
     assert shown.description.endswith("loss 1.25")
     assert sent[-1] <= 8  # a second of events, half a second apart, the first and the last
+
+
+def test_a_picture_made_while_training_is_shown_before_the_step_ends():
+    red = base64.b64encode(picture("red", "ring")).decode()
+
+    @flow
+    def run() -> None:
+        reporter = ProgressReporter("fit")
+        reporter({"event": "picture", "title": "Samples", "png": "not base64 of a picture"})  # odd: passed over
+        reporter({"event": "picture", "title": "Samples after 20 steps", "png": red})
+        deadline = time.monotonic() + 30
+        while "fit-live" not in artifacts():
+            assert time.monotonic() < deadline, "no picture came"
+            time.sleep(0.1)
+
+    run()
+    shown = artifacts()["fit-live"]
+    assert shown.description == "Samples after 20 steps" and "data:image/" in shown.data
