@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle_model.causal_blocks import BlockCausalAttention
+
 # Under this length torch's CPU kernel of scaled_dot_product_attention is 2-4 times slower, forward and backward,
 # than two batched matrix products and a softmax (torch 2.13, bf16, T 88 and 320, two Zen 5 cores).
 _MATMUL_MAX_T = 512
+# In training, queries go in blocks from this length on: 1.8 times as fast at T 320, no difference at T 96.
+_BLOCKS_MIN_T, _BLOCK = 128, 64
 
 
 class Norm(nn.Module):
@@ -101,6 +105,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
     batch, heads, _, dim = q.shape
     flat = (t.reshape(batch * heads, length, dim) for t in (q, k, v))
     fq, fk, fv = flat
+    if seen is None and length >= _BLOCKS_MIN_T and torch.is_grad_enabled() and q.requires_grad:
+        out: Tensor = BlockCausalAttention.apply(fq, fk, fv, _BLOCK)  # type: ignore[no-untyped-call]
+        return out.view(batch, heads, length, dim)
     mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device)
     mask = mask.triu_(1) if seen is None else mask.masked_fill_(seen, 0.0)
     scores = torch.baddbmm(mask, fq, fk.transpose(1, 2), alpha=dim**-0.5)

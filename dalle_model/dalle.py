@@ -87,7 +87,11 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
-        gate, value = self.up(x).chunk(2, dim=-1)
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            # two products instead of one: on their contiguous results the rest takes a third of the time
+            gate, value = (F.linear(x, w) for w in self.up.weight.chunk(2))
+        else:
+            gate, value = self.up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * value)
         return out
 

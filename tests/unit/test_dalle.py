@@ -233,3 +233,20 @@ def test_image_first_hides_the_caption_from_the_picture() -> None:
     text[:, 1] = 9
     same = (model(text, IMAGE, image_first=True) == before).all(-1).all(0)
     assert same[: 9 + 2].all() and not same[9 + 2 :].any()
+
+
+@pytest.mark.parametrize("length", [128, 150, 257])
+def test_attention_in_blocks_equals_attention_at_once_in_values_and_gradients(length: int) -> None:
+    torch.manual_seed(length)
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(3))
+    out = causal_attention(q, k, v)
+    assert "BlockCausalAttention" in str(out.grad_fn.next_functions)  # type: ignore[union-attr]
+    weights = torch.randn_like(out)
+    got = torch.autograd.grad(out, (q, k, v), weights)
+    with torch.no_grad():
+        torch.testing.assert_close(out, causal_attention(q, k, v), atol=1e-5, rtol=1e-5)
+    scores = (q @ k.mT) * 8**-0.5
+    scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+    expected = torch.autograd.grad(scores.softmax(-1) @ v, (q, k, v), weights)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -264,3 +264,15 @@ def test_bpe_dropout_reads_captions_in_other_pieces_at_each_step_and_the_same_at
     assert (first != 0).sum() > (whole != 0).sum()
     with pytest.raises(DataError, match="bpe_dropout"):
         DalleObjective(model, rows, config, runtime)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunked_cross_entropy_is_exact_for_targets_that_are_hopeless(dtype: torch.dtype) -> None:
+    """Their probability is below what float32 holds; the loss is the gap of the logits all the same."""
+    hidden = torch.eye(4).requires_grad_()
+    head = (torch.eye(4) * 200).requires_grad_()
+    targets = torch.tensor([1, 1, 2, 3])
+    total = head_cross_entropy(hidden, head, targets, Runtime(dtype=dtype), chunk=2)
+    assert float(total) == pytest.approx(200.0, rel=1e-6)
+    total.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(head.grad, torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0], [0] * 4, [0] * 4]))
