@@ -1,6 +1,6 @@
 """Stage fit-generator: train a generator that reads no prompt, a Gaussian VAE or a DCGAN, on curated pictures."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,14 @@ def work(job: Job) -> Outcome:
     with training_runtime(job, config.optim.seed) as runtime:
         network = build_generator(config, runtime.generator(_INIT))
         objective = generator_objective(network, pictures.chw(), config, runtime)
-        result = train(job, objective, config.optim, runtime, data=curated.fingerprint)
+        result, seen = train(
+            job,
+            objective,
+            config.optim,
+            runtime,
+            data=curated.fingerprint,
+            draw=lambda trained: _sheet(cast(Any, trained), pictures, runtime),
+        )
         if runtime.rank != 0:
             return Outcome((), 0, {})
     held = load_pictures(job, curated, curated_table(job, curated, ("valid", "test")), config.image_px, "held")
@@ -50,6 +57,7 @@ def work(job: Job) -> Outcome:
         job.put(weights, ext="safetensors", role="weights"),
         job.put(described, ext="json", role="config"),
         curve_object(job, result.curve),
+        *seen,
         job.put(_sheet(network, pictures, runtime), ext="png", role="sheet.samples"),
     )
     stats: dict[str, Any] = {
