@@ -120,6 +120,10 @@ class IngestConfig(Section):
         description="Image column of hf: and parquet: sources, URL column of urls:; empty = the first of image, bytes, jpg, png, or of url, image_url, image.",
     )
     fetch: FetchConfig = Field(FetchConfig(), description="How pictures behind URLs are asked for.")
+    retry: Literal["none", "transient"] = Field(
+        "none",
+        description="transient: take the earlier pairs that are given and fetch again only what failed for a passing reason (timeouts, broken connections, 429 and 5xx).",
+    )
 
 
 class CurateConfig(Section):

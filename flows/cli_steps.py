@@ -59,9 +59,18 @@ def ingest(
     source: Annotated[
         str,
         typer.Argument(
-            help="`openmoji`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`, `parquet:`, `jsonl:`, `csv:` or `webdataset:` with a path."
+            help="`openmoji`, `openclipart`, `scenes[:COUNT]`, `imagefolder:PATH`, `hf:NAME[:CONFIG][:SPLIT]`; `parquet:`, `jsonl:`, `csv:`, `webdataset:` or `urls:` with a path. PATH is a path here or s3://... Several: 'SOURCE + SOURCE * WEIGHT'."
         ),
     ],
+    onto: Annotated[
+        str, typer.Option("--onto", metavar="REF", help="Add to these pairs: only what is new is stored.")
+    ] = "",
+    retry: Annotated[
+        str,
+        typer.Option(
+            "--retry", metavar="CLASS", help="`transient`: fetch again only what failed for a passing reason."
+        ),
+    ] = "",
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -70,7 +79,38 @@ def ingest(
     debug: Debug = False,
 ) -> None:
     """Read a source of captioned pictures into checked, re-encoded **pairs**."""
-    run_one("ingest", {}, [f"ingest.source={source}", *(sets or [])], store, preset, "auto", deadline, as_json, debug)
+    refs = {"pairs": onto} if onto else {}
+    sets = [f"ingest.source={source}", *(sets or [])]
+    if retry:
+        from flows import again
+
+        payload, lines = again.retry(retry, refs, sets, preset, settings_of(store, "auto", deadline), debug=debug)
+        emit(as_json, payload, lines)
+        return
+    run_one("ingest", refs, sets, store, preset, "auto", deadline, as_json, debug)
+
+
+@app.command()
+def update(
+    source: Annotated[str, typer.Argument(help="Where the new pairs are, as in `dalle ingest`.")],
+    model: Annotated[str, typer.Option("--model", metavar="REF", help="The model to go on from.")] = "production",
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    out: Out = Path("outputs/update"),
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take **new data** into a model: ingest what is new, curate, encode, and train on from its weights."""
+    from flows import again
+
+    sets = [f"ingest.source={source}", *(sets or [])]
+    emit(
+        as_json,
+        *again.update(model, sets, preset, settings_of(store, device, deadline), out, debug=debug),
+    )
 
 
 @app.command()

@@ -54,7 +54,7 @@ def run_chain(config: PipelineConfig, settings: Settings, out: Path, *, plain: b
     elif results is None:
         with prefect_api():
             results = pipeline(config, store=settings.store)
-    return _summary(results, settings, out, started)
+    return summary(results, settings, out, started)
 
 
 def run_stage(
@@ -78,7 +78,7 @@ def run_stage(
             result: StepResult = FLOWS[name](config=section, store=settings.store, **references)
     else:
         result = here(stage)(section, settings, **inputs)
-    return _summary({name: result}, settings, out, started)
+    return summary({name: result}, settings, out, started)
 
 
 def model_sets(settings: Settings, ref: str) -> list[str]:
@@ -115,7 +115,8 @@ def _entry(result: StepResult) -> dict[str, Any]:
     }
 
 
-def _summary(results: Mapping[str, StepResult], settings: Settings, out: Path | None, started: float) -> CommandResult:
+def summary(results: Mapping[str, StepResult], settings: Settings, out: Path | None, started: float) -> CommandResult:
+    """What steps made, for programs and for a person; pages and pictures go to ``out``. ``started`` is monotonic."""
     store = open_store(settings)
     manifests: dict[str, Manifest] = {}
     for name, result in results.items():

@@ -9,14 +9,17 @@ from tasks.step import StepResult, input_ref
 
 
 @flow(name="ingest")
-def ingest(config: IngestConfig = IngestConfig(), store: str = "") -> StepResult:  # noqa: B008 - frozen
+def ingest(config: IngestConfig = IngestConfig(), pairs: str = "", store: str = "") -> StepResult:  # noqa: B008 - frozen
     """Read a source of captioned pictures into checked, re-encoded pairs.
 
     Args:
         config: The source and what a picture must satisfy.
+        pairs: Reference of earlier pairs to add to: known ones are recognised, and only new ones stored. Empty = none.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
-    return prefect_tasks.ingest(config, settings_for(store))
+    s = settings_for(store)
+    earlier = {"pairs": input_ref(s, pairs, "pairs")} if pairs else {}
+    return prefect_tasks.ingest(config, s, **earlier)
 
 
 @flow(name="curate")

@@ -152,8 +152,11 @@ def _weights(job: Job, shard: int) -> Floats:
     obj = job.inputs["pairs"].objects_of("pairs")[shard]
     if not obj.rows:
         return np.zeros(0, np.float32)
-    weights: Floats = pq.read_table(job.fetch(obj), columns=["weight"])["weight"].to_numpy()
-    return weights
+    with pq.ParquetFile(job.fetch(obj)) as file:
+        if "weight" not in file.schema_arrow.names:  # a shard of 0.1.0 that a later artifact was built onto
+            return np.ones(obj.rows, np.float32)
+        weights: Floats = file.read(columns=["weight"])["weight"].to_numpy()
+        return weights
 
 
 def _curated(table: pa.Table, selection: Selection, shard: int, first: int, weights: Floats) -> pa.Table:

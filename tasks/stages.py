@@ -22,6 +22,7 @@ INGEST = Stage(
     work="tasks.ingest:work",
     identity="tasks.ingest:identity",
     pieces="tasks.ingest:num_pieces",
+    optional=("pairs",),
 )
 CURATE = Stage(
     name="curate",

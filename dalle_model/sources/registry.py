@@ -3,11 +3,11 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from dalle_model.config import IngestConfig
-from dalle_model.errors import UsageError
+from dalle_model.errors import DataError, UsageError
 from dalle_model.sources.base import Row, Source
 
 KINDS = ("openmoji", "openclipart", "scenes", "imagefolder", "hf", "parquet", "jsonl", "csv", "webdataset", "urls")
@@ -32,6 +32,7 @@ class Weighted:
     def __init__(self, source: Source, number: int, name: str, weight: float) -> None:
         self.source, self.number, self.name, self.weight = source, number, name, weight
         self.vector = source.vector
+        self.fetches = hasattr(source, "rows_of")
 
     def identity(self) -> dict[str, str]:
         """Of the source itself."""
@@ -40,6 +41,14 @@ class Weighted:
     def rows(self, start: int) -> Iterator[Row]:
         """Of the source itself."""
         return self.source.rows(start)
+
+    def rows_of(self, numbers: Container[int]) -> Iterator[Row]:
+        """The rows of some numbers. DataError for a source that fetches nothing."""
+        rows_of = getattr(self.source, "rows_of", None)
+        if rows_of is None:
+            raise DataError(f"source {self.name} fetches nothing, so nothing of it can be tried again")
+        found: Iterator[Row] = rows_of(numbers)
+        return found
 
     def count(self) -> int:
         """Of the source itself."""

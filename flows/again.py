@@ -1,0 +1,55 @@
+"""What `dalle ingest --retry` and `dalle update` do."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dalle_model.errors import UsageError
+from dalle_model.sources.failures import TRANSIENT
+from flows import commands, views
+from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
+from tasks.attempts import last_attempt, may_pass
+from tasks.plain import bind, here
+from tasks.settings import Settings
+from tasks.step import StepResult, input_ref, open_store
+
+
+def retry(
+    kind: str, refs: Mapping[str, str], sets: list[str], preset: str, settings: Settings, *, debug: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Fetch again what failed for a passing reason in the newest attempt at this source. UsageError for other classes."""
+    if kind != TRANSIENT:
+        raise UsageError(f"--retry {kind!r}: only transient failures are worth another try; write --retry {TRANSIENT}")
+    config = commands.preset_config(preset, sets)
+    inputs = {name: input_ref(settings, ref, "pairs") for name, ref in refs.items()}
+    found = last_attempt(config.ingest, inputs, settings)
+    if not may_pass(found):
+        ref = found.ref(open_store(settings).manifest_uri(found.step, found.fingerprint))
+        done = StepResult(ref=ref, reused=True, seconds=0.0, decision="reused: no fetch failed for a passing reason")
+        result = commands.summary({"ingest": done}, settings, None, time.monotonic())
+        return result.payload, ["no fetch failed for a passing reason; there is nothing to try again", *result.lines]
+    again = commands.preset_config(preset, [*sets, f"ingest.retry={TRANSIENT}"])
+    result = commands.run_stage("ingest", {"pairs": found.fingerprint}, again, settings, None, debug=debug)
+    return result.payload, result.lines
+
+
+def update(
+    model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, debug: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured."""
+    started = time.monotonic()
+    views.prepare_folder(out)
+    config = commands.preset_config(preset, sets)
+    prepare_environment(debug=debug)  # before Prefect is imported
+    from flows.update import refresh
+    from flows.update import update as flow
+
+    if api_is_configured():
+        with prefect_api():
+            results = flow(config, model=model, store=settings.store)
+    else:
+        results = refresh(config, settings, bind(here), model)
+    result = commands.summary(results, settings, out, started)
+    lines = ["the source holds no pair that the model's data lack"] if list(results) == ["ingest"] else []
+    return result.payload, [*lines, *result.lines]
