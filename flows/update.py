@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from dalle_model.config import ModelConfig, PipelineConfig
+from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
 from dalle_model.errors import UsageError
 from flows.presets import quickstart
 from flows.settings import settings_for
@@ -15,7 +15,7 @@ from tasks.step import StepResult, input_ref, open_store
 
 
 def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[str, StepResult]:
-    """Ingest onto the pairs that ``model`` was trained on, then curate, encode with its tokenizer, fit from its weights.
+    """Ingest onto the pairs that ``model`` was trained on, then curate, encode as before, fit from its weights.
 
     Ends after ingest when the source holds nothing new. Raises RefNotFound, or UsageError for a model without pairs.
     """
@@ -26,7 +26,8 @@ def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[
     if grown is not None and not grown.stats["new"]["kept"]:
         return {"ingest": pairs}
     curated = do.curate(config.curate, s, pairs=pairs.ref)
-    tokens = do.encode(config.encode, s, curated=curated.ref, tokenizer=_ref(s, lineage["tokenizer"]))
+    encoding = EncodeConfig.model_validate(lineage["tokens"].config["config"])
+    tokens = do.encode(encoding, s, curated=curated.ref, tokenizer=_ref(s, lineage["tokenizer"]))
     shape = ModelConfig.model_validate(lineage["model"].config["config"]["model"])
     fitted = do.fit(config.fit.model_copy(update={"model": shape}), s, tokens=tokens.ref, model=before)
     evaluation = do.evaluate(config.evaluate, s, model=fitted.ref)
@@ -65,7 +66,7 @@ def update(
     """Take new pairs into the data of a model and train it further on all of it.
 
     Args:
-        config: The source of the new pairs, and the settings of the steps after it. The tokenizer and the shape of the model stay.
+        config: The source of the new pairs, and the settings of the steps after it. The tokenizer, the encoding and the shape of the model stay.
         model: Reference of the model to go on from.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """

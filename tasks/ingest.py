@@ -21,6 +21,7 @@ from tasks.ingest_again import known_ids, retry
 from tasks.ingest_outcome import Totals, outcome
 from tasks.ingest_shards import Progress, checked, decode_pool, finished_parts, next_shard
 from tasks.job import Job, Outcome
+from tasks.s3_source import remote_opener
 from tasks.settings import Settings
 
 # How pictures are fetched has no bearing on what they are: another pace, another contact is the same artifact.
@@ -35,7 +36,7 @@ def identity(config: IngestConfig, settings: Settings) -> tuple[dict[str, Any], 
     Raises UsageError for unknown words, SourceError when a source is not there.
     """
     recorded = config.model_dump(mode="json", exclude=_UNRECORDED) | {"source": _kinds(config.source)}
-    opened = open_sources(config)
+    opened = open_sources(config, remote_opener(settings))
     outside: dict[str, str] = {}
     for number, source in enumerate(opened):
         prefix = f"{number}." if len(opened) > 1 else ""
@@ -79,7 +80,7 @@ def work(job: Job) -> Outcome:
 def _read(job: Job, facts: dict[str, Any]) -> Totals:
     """All sources from their first row on, less what an earlier artifact has."""
     config: IngestConfig = job.config
-    sources, base = open_sources(config), job.inputs.get("pairs")
+    sources, base = open_sources(config, remote_opener(job.settings)), job.inputs.get("pairs")
     known = known_ids(job, base) if base else frozenset[str]()
     counts = [source.count() for source in sources]
     progress = Progress(job, sum(min(config.limit or count, count) for count in counts))

@@ -19,6 +19,7 @@ from tasks.artifacts import Manifest, ObjectRef, Part
 from tasks.ingest_outcome import Totals
 from tasks.ingest_shards import Checked, Counts, Progress, checked, decode_pool, finished_parts, outcome_row, pair_row
 from tasks.job import Job, load_ancestor
+from tasks.s3_source import remote_opener
 from tasks.tables import TableFile
 
 _RULE = f"fetch.{TRANSIENT}"
@@ -67,7 +68,7 @@ def retry(job: Job, facts: dict[str, Any]) -> Totals:
     base = job.inputs.get("pairs")
     if base is None:
         raise DataError("nothing to try again: give the pairs artifact whose fetches failed, or use --retry")
-    pieces = list(_pieces(job, base, open_sources(config)))
+    pieces = list(_pieces(job, base, open_sources(config, remote_opener(job.settings))))
     if not pieces:
         raise DataError(
             f"no fetch of {base.fingerprint[:12]} failed for a passing reason; there is nothing to try again"

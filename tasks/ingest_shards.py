@@ -3,8 +3,10 @@
 import json
 from collections import Counter, deque
 from collections.abc import Container, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from dalle_model.config import IngestConfig
@@ -16,11 +18,13 @@ from dalle_model.sources.base import Row, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.failures import PERMANENT, TRANSIENT
 from dalle_model.sources.registry import Weighted
+from dalle_model.sources.remote import Remote
 from tasks.artifacts import Part
 from tasks.job import Job
 from tasks.tables import TableFile, storable
 
 _EXAMPLES_PER_REASON = 3  # kept in each receipt, for the sheet of rejected rows
+_READERS = 16  # requests to a bucket at once
 _MIN_FETCHES, _WINDOW = 32, 512  # fetches before their success means something, and those that count
 
 
@@ -81,16 +85,35 @@ def checked(
 
     A pair whose id is ``known`` is not decoded again.
     """
-    for row in rows:
+    for row, image in _read_ahead(rows, config.max_image_bytes):
         caption = check_caption(row.caption, config.max_caption_chars)
-        if isinstance(row.image, Refused):
-            yield Checked(row, "" if isinstance(caption, Refused) else caption), row.image
+        if isinstance(image, bytes) and isinstance(caption, str):
+            item = Checked(row, caption, pair_id(image, caption))
+            yield item, Refused(Reason.KNOWN, "the pair is in the earlier set") if item.id in known else image
+        elif isinstance(image, Refused):
+            yield Checked(row, caption if isinstance(caption, str) else ""), image
         elif isinstance(caption, Refused):
             yield Checked(row, ""), caption
-        else:
-            image = row.image if isinstance(row.image, bytes) else read_picture(row.image, config.max_image_bytes)
-            item = Checked(row, caption, pair_id(image, caption) if isinstance(image, bytes) else "")
-            yield item, Refused(Reason.KNOWN, "the pair is in the earlier set") if item.id in known else image
+
+
+def _read_ahead(rows: Iterator[Row], max_bytes: int) -> Iterator[tuple[Row, bytes | Refused]]:
+    """Rows with their pictures, in order. What lies in a bucket is read in advance, many at once: each costs a round trip."""
+    waiting: deque[tuple[Row, bytes | Refused | Future[bytes | Refused]]] = deque()
+    with ThreadPoolExecutor(_READERS, "read") as readers:
+        for row in rows:
+            image = row.image
+            if isinstance(image, Remote):
+                waiting.append((row, readers.submit(read_picture, image, max_bytes)))
+            else:
+                waiting.append((row, read_picture(image, max_bytes) if isinstance(image, Path) else image))
+            while len(waiting) > _READERS or (waiting and not isinstance(waiting[0][1], Future)):
+                yield _arrived(*waiting.popleft())
+        while waiting:
+            yield _arrived(*waiting.popleft())
+
+
+def _arrived(row: Row, image: bytes | Refused | Future[bytes | Refused]) -> tuple[Row, bytes | Refused]:
+    return row, image.result() if isinstance(image, Future) else image
 
 
 def next_shard(

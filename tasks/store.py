@@ -116,6 +116,22 @@ class S3Filesystem:
         return fs
 
 
+def reading_filesystem(options: StoreOptions) -> Any:
+    """A client for reading what is not ours: sources. It tries again by itself, and is made anew in each process."""
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        key=options.key.get_secret_value() or None,
+        secret=options.secret.get_secret_value() or None,
+        token=options.token.get_secret_value() or None,
+        endpoint_url=options.endpoint_url or None,
+        client_kwargs={"region_name": options.region} if options.region else {},
+        config_kwargs={"s3": {"addressing_style": "path"}, "response_checksum_validation": "when_required"},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
 async def _send(fs: Any, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = await fs._call_s3(method, **arguments)
     if (body := answer.get("Body")) is not None:

@@ -13,8 +13,10 @@ from typing import Any, Protocol, TypeVar
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
+from dalle_model.sources.remote import AnyPath, Remote
 
 _T = TypeVar("_T")
+_OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Row:
 
     key: str
     caption: Any
-    image: bytes | Path | Refused
+    image: bytes | AnyPath | Refused
     licence: str = ""
     author: str = ""
     extra: Mapping[str, Any] | None = None
@@ -59,8 +61,13 @@ def skip(rows: Iterator[_T], start: int) -> Iterator[_T]:
     return islice(rows, start, None)
 
 
-def read_picture(path: Path, max_bytes: int) -> bytes | Refused:
-    """Bytes of a regular file of at most ``max_bytes``. Never blocks on a pipe or a device."""
+def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
+    """Bytes of a regular file of at most ``max_bytes``. Never blocks on a pipe or a device.
+
+    SourceError when a bucket fails: its trouble would pass, and is not to be remembered against a row.
+    """
+    if isinstance(path, Remote):
+        return _read_remote(path, max_bytes)
     try:
         # O_NONBLOCK: opening a FIFO nobody writes to would wait for ever, before its type could be looked at.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -82,21 +89,43 @@ def read_picture(path: Path, max_bytes: int) -> bytes | Refused:
         os.close(handle)
 
 
-def inside(root: Path, folder: Path, name: str) -> Path | Refused:
+def _read_remote(path: Remote, max_bytes: int) -> bytes | Refused:
+    try:
+        size = path.bucket.size(path.key)
+        if size > max_bytes:
+            return Refused(Reason.TOO_MANY_BYTES, f"{size} bytes, the limit is {max_bytes}", size)
+        return path.bucket.read(path.key)
+    except FileNotFoundError:
+        return Refused(Reason.MISSING_FILE, "no such file")
+
+
+def below(folder: AnyPath, name: str) -> AnyPath:
+    """The path ``name`` beside a file in ``folder``, as it is written: links are not followed."""
+    return folder / name if isinstance(folder, Remote) else Path(os.path.normpath(folder / name))
+
+
+def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
     """The file ``name`` beside a metadata file in ``folder``, which must stay under ``root`` (a resolved path)."""
     if not name or "\0" in name:
         return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+    if isinstance(folder, Remote):
+        found = folder / name
+        return found if found.is_relative_to(root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+    assert isinstance(root, Path)
     try:
         path = (folder / name).resolve()
     except (OSError, RuntimeError) as error:  # a loop of symbolic links, a name too long
         return Refused(Reason.UNREADABLE_FILE, _words(error))
     if not path.is_relative_to(root):
-        return Refused(Reason.OUTSIDE_SOURCE, "the path or a symbolic link leads out of the source's folder")
+        return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
     return path
 
 
-def walk(root: Path, *, hidden: bool) -> Iterator[Path]:
-    """Every entry below ``root`` that is not a folder, in sorted order, links not followed."""
+def walk(root: AnyPath, *, hidden: bool) -> Iterator[Any]:
+    """Every entry below ``root`` that is not a folder, in sorted order, links not followed. Of the kind of ``root``."""
+    if isinstance(root, Remote):
+        yield from root.walk(hidden=hidden)
+        return
     try:
         entries = sorted(os.scandir(root), key=lambda e: e.name)
     except OSError as error:
@@ -110,11 +139,11 @@ def walk(root: Path, *, hidden: bool) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def content_digest(root: Path, files: Iterable[Path]) -> str:
+def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
     """SHA-256 over (path below ``root``, content) of files: the same folder elsewhere has the same digest."""
     total = hashlib.sha256()
 
-    def one(path: Path) -> bytes:
+    def one(path: Any) -> bytes:
         return json.dumps([path.relative_to(root).as_posix(), _content(path, root)]).encode() + b"\n"
 
     paths = iter(files)
@@ -125,11 +154,21 @@ def content_digest(root: Path, files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _content(path: Path, root: Path) -> str:
+def _content(path: AnyPath, root: AnyPath) -> str:
     """Digest of a regular file, the target of a link, or words for what else stands there."""
+    if isinstance(path, Remote):
+        try:
+            with path.open() as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # reads into a buffer
+        except FileNotFoundError:
+            return Reason.MISSING_FILE
     if path.is_symlink():
         target = inside(root, path.parent, path.name)
-        return target.reason if isinstance(target, Refused) else f"link {target.relative_to(root).as_posix()}"
+        return (
+            target.reason
+            if isinstance(target, Refused)
+            else f"link {Path(str(target)).relative_to(str(root)).as_posix()}"
+        )
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return Reason.NOT_A_FILE
@@ -141,8 +180,12 @@ def _content(path: Path, root: Path) -> str:
         return Reason.UNREADABLE_FILE
 
 
-def existing(path: str, source: str) -> Path:
-    """A local path with links resolved. SourceError when nothing is there."""
+def existing(path: str | Remote, source: str) -> Any:
+    """A local path with links resolved, or a place in a bucket. SourceError when nothing is there."""
+    if isinstance(path, Remote):
+        if path.is_file() or path.is_dir():
+            return path
+        raise SourceError(f"source {source}: {path} does not exist; give a key of an object, or a prefix that has some")
     found = Path(path).expanduser()
     if not path or not found.exists():
         raise SourceError(

@@ -9,6 +9,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
+from dalle_model.sources.remote import AnyPath
 
 _SPLITS = ("train", "test", "validation", "valid", "dev")
 _MAX_REMOTE_BYTES = 200_000_000
@@ -91,7 +92,7 @@ class HuggingFace:
             extra_in(record, {self._caption, self._image, "licence", "license", "author"}),
         )
 
-    def _picture(self, value: Any) -> bytes | Path | Refused:
+    def _picture(self, value: Any) -> bytes | AnyPath | Refused:
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
         if not (isinstance(path, str) and "://" in path):
             return image_of(value, self._local, self._local)

@@ -5,19 +5,18 @@ caption (``text``). A picture that no metadata names takes its caption from a te
 """
 
 import hashlib
-import os
 from array import array
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, inside, read_picture, skip, walk
+from dalle_model.sources.base import Row, below, content_digest, existing, inside, read_picture, skip, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
+from dalle_model.sources.remote import AnyPath, Remote
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
@@ -29,7 +28,7 @@ class MetadataFile:
 
     vector = False
 
-    def __init__(self, kind: str, path: str, caption_column: str = "") -> None:
+    def __init__(self, kind: str, path: str | Remote, caption_column: str = "") -> None:
         self.name = kind
         self._file = existing(path, kind)
         if not self._file.is_file() or (self._file.suffix.lower() == ".csv") != (kind == "csv"):
@@ -46,7 +45,7 @@ class MetadataFile:
     def rows(self, start: int) -> Iterator[Row]:
         return skip((row for row, _ in self._lines()), start)
 
-    def _lines(self) -> Iterator[tuple[Row, list[Path]]]:
+    def _lines(self) -> Iterator[tuple[Row, list[AnyPath]]]:
         for line in read_lines(self._file):
             where = f"{self._file.name}#{line.number}"
             if isinstance(line.record, Refused):
@@ -61,7 +60,7 @@ class ImageFolder:
     name = "imagefolder"
     vector = False
 
-    def __init__(self, path: str, caption_column: str = "") -> None:
+    def __init__(self, path: str | Remote, caption_column: str = "") -> None:
         self._root = existing(path, "imagefolder")
         if not self._root.is_dir():
             raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
@@ -110,10 +109,10 @@ class ImageFolder:
             image = inside(self._root, path.parent, path.name)
             yield Row(key, self._text_beside(path), image)
 
-    def _captioned(self, path: Path) -> bool:
+    def _captioned(self, path: AnyPath) -> bool:
         return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
 
-    def _text_beside(self, path: Path) -> str | None:
+    def _text_beside(self, path: AnyPath) -> str | None:
         text = path.with_suffix(".txt")
         if not text.is_file() or isinstance(inside(self._root, text.parent, text.name), Refused):
             return None
@@ -121,13 +120,15 @@ class ImageFolder:
         return None if isinstance(data, Refused) else data.decode(errors="surrogateescape")
 
 
-def row_of(record: dict[str, Any], root: Path, folder: Path, where: str, column: str) -> tuple[Row, list[Path]]:
+def row_of(
+    record: dict[str, Any], root: AnyPath, folder: AnyPath, where: str, column: str
+) -> tuple[Row, list[AnyPath]]:
     """The row of a metadata record, and the paths it names: as written and where that leads."""
     name = record.get("file_name")
     if not isinstance(name, str):
         return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
     image = inside(root, folder, name)
-    written = Path(os.path.normpath(folder / name)) if "\0" not in name else folder
+    written: Any = below(folder, name) if "\0" not in name else folder
     # What lies outside is named by its line: a key holds no path that is good on one machine only.
     inner = written.is_relative_to(root) and written != root
     licence, author = record.get("licence", record.get("license")), record.get("author")
@@ -139,8 +140,8 @@ def row_of(record: dict[str, Any], root: Path, folder: Path, where: str, column:
         author if isinstance(author, str) else "",
         extra_in(record, {"file_name", "licence", "license", "author", *((column,) if column else CAPTION_COLUMNS)}),
     )
-    return row, [written, *([image] if isinstance(image, Path) else [])]
+    return row, [written, *([] if isinstance(image, Refused) else [image])]
 
 
-def _number(path: Path) -> int:
+def _number(path: AnyPath) -> int:
     return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=8).digest(), "little")

@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
+from dalle_model.sources.remote import AnyPath
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
@@ -31,7 +31,7 @@ class Line:
     record: dict[str, Any] | Refused
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: AnyPath) -> Iterator[Line]:
     """Records of a .jsonl, .csv or .tsv file, streamed; with .gz behind its name it is unpacked on the way."""
     kind = kind_of(path.name)
     with path.open("rb") as stream, unpacked(stream, path.name) as plain:
@@ -55,7 +55,7 @@ def unpacked(stream: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
     return nullcontext(stream)
 
 
-def count_lines(path: Path) -> int:
+def count_lines(path: AnyPath) -> int:
     """Lines of a file; for progress bars, so the header and blank lines do not matter."""
     with path.open("rb") as stream, unpacked(stream, path.name) as plain:
         return sum(block.count(b"\n") for block in iter(lambda: plain.read(1 << 20), b""))

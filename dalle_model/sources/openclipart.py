@@ -42,7 +42,7 @@ class OpenClipart:
             raise SourceError(
                 f"source openclipart: {place} has no folders png and svg; run `apt-get install openclipart-png openclipart-svg`, or give openclipart:PATH"
             )
-        self._root = existing(place, "openclipart")
+        self._root: Path = existing(place, "openclipart")
         found = [p for p in walk(self._root / "png", hidden=False) if p.suffix.lower() == ".png"]
         # A fixed shuffle: the first n rows are then a fair sample, not n animals.
         self._files = sorted(found, key=lambda p: hashlib.sha256(self._key(p).encode(errors="replace")).digest())

@@ -1,7 +1,6 @@
 """Pairs in Parquet files: a caption column and an image column (bytes, Hugging Face's {bytes, path}, or a path)."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, existing, inside, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
+from dalle_model.sources.remote import AnyPath, Remote
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
 _BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
@@ -22,7 +22,7 @@ class ParquetFiles:
     name = "parquet"
     vector = False
 
-    def __init__(self, path: str, caption_column: str = "", image_column: str = "") -> None:
+    def __init__(self, path: str | Remote, caption_column: str = "", image_column: str = "") -> None:
         found = existing(path, "parquet")
         self._root = found if found.is_dir() else found.parent
         self._files = [p for p in walk(found, hidden=False) if p.suffix == ".parquet"] if found.is_dir() else [found]
@@ -62,7 +62,7 @@ class ParquetFiles:
                         start = 0
                     number += batch.num_rows
 
-    def _batches(self, file: Any, groups: list[int], path: Path) -> Iterator[pa.RecordBatch]:
+    def _batches(self, file: Any, groups: list[int], path: AnyPath) -> Iterator[pa.RecordBatch]:
         columns = [
             f.name
             for f in file.schema_arrow
@@ -73,7 +73,7 @@ class ParquetFiles:
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{path} is damaged ({_first_line(error)}); write it again or leave it out") from error
 
-    def _row(self, batch: pa.RecordBatch, row: int, folder: Path, key: str) -> Row:
+    def _row(self, batch: pa.RecordBatch, row: int, folder: AnyPath, key: str) -> Row:
         record = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if name != self._image and not pa.types.is_binary(column.type):
@@ -90,9 +90,9 @@ class ParquetFiles:
             extra_in(record, used),
         )
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: AnyPath) -> Any:
         try:
-            return pq.ParquetFile(path)
+            return pq.ParquetFile(path.open() if isinstance(path, Remote) else path)
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
                 f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"
@@ -110,7 +110,7 @@ def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: s
     )
 
 
-def image_of(value: Any, root: Path | None, folder: Path | None) -> bytes | Path | Refused:
+def image_of(value: Any, root: AnyPath | None, folder: AnyPath | None) -> bytes | AnyPath | Refused:
     """Bytes or file behind a cell: bytes, {"bytes", "path"}, or a path that stays below ``root`` (None = no paths)."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

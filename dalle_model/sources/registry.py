@@ -3,18 +3,21 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from dalle_model.config import IngestConfig
 from dalle_model.errors import DataError, UsageError
 from dalle_model.sources.base import Row, Source
+from dalle_model.sources.remote import Remote
 
 KINDS = ("openmoji", "openclipart", "scenes", "imagefolder", "hf", "parquet", "jsonl", "csv", "webdataset", "urls")
 _ALONE = ("openmoji",)  # take no words after a colon
 _OPTIONAL = ("scenes", "openclipart")  # may take some
 _WEIGHT = re.compile(r"^(?P<source>.*\S)\s+\*\s+(?P<weight>\S+)$", re.DOTALL)
+IN_BUCKETS = ("imagefolder", "parquet", "jsonl", "csv", "webdataset", "urls")
 MAX_WEIGHT = 1000.0
+Opener = Callable[[str], Remote]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,12 @@ def _split(term: str) -> SourceWords:
     return SourceWords(kind, rest, weight)
 
 
-def open_sources(config: IngestConfig) -> list[Weighted]:
-    """All sources of a config in their order. Raises UsageError for unknown words, SourceError for what is not there."""
+def open_sources(config: IngestConfig, remote: Opener | None = None) -> list[Weighted]:
+    """All sources of a config in their order; ``remote`` opens s3:// places. Raises UsageError for unknown words, SourceError for what is not there."""
     opened: list[Weighted] = []
     names: Counter[str] = Counter()
     for number, words in enumerate(split_sources(config.source)):
-        source = _open(words.kind, words.rest, config)
+        source = _open(words.kind, words.rest, config, remote)
         names[source.name] += 1
         name = source.name if names[source.name] == 1 else f"{source.name}#{names[source.name]}"
         opened.append(Weighted(source, number, name, words.weight))
@@ -100,10 +103,12 @@ def open_source(config: IngestConfig) -> Source:
     words = split_sources(config.source)
     if len(words) > 1:
         raise UsageError(f"{config.source!r} names {len(words)} sources where one is needed; name one")
-    return _open(words[0].kind, words[0].rest, config)
+    return _open(words[0].kind, words[0].rest, config, None)
 
 
-def _open(kind: str, rest: str, config: IngestConfig) -> Source:
+def _open(kind: str, rest: str, config: IngestConfig, remote: Opener | None) -> Source:
+    if kind in IN_BUCKETS:
+        return _open_place(kind, _place(kind, rest, remote), config)
     # Imported at use: a source's packages are optional, and datasets takes seconds to load.
     if kind == "openmoji":
         from dalle_model.sources.openmoji import OpenMoji
@@ -117,26 +122,41 @@ def _open(kind: str, rest: str, config: IngestConfig) -> Source:
         from dalle_model.sources.scenes import Scenes
 
         return Scenes(rest, config.image_px)
-    if kind == "imagefolder":
-        from dalle_model.sources.imagefolder import ImageFolder
-
-        return ImageFolder(rest, config.caption_column)
-    if kind in ("jsonl", "csv"):
-        from dalle_model.sources.imagefolder import MetadataFile
-
-        return MetadataFile(kind, rest, config.caption_column)
-    if kind == "webdataset":
-        from dalle_model.sources.webdataset import WebDataset
-
-        return WebDataset(rest, config.caption_column, config.max_image_bytes)
-    if kind == "urls":
-        from dalle_model.sources.url_list import UrlList
-
-        return UrlList(rest, config)
-    if kind == "parquet":
-        from dalle_model.sources.parquet import ParquetFiles
-
-        return ParquetFiles(rest, config.caption_column, config.image_column)
     from dalle_model.sources.huggingface import HuggingFace
 
     return HuggingFace(rest, config.caption_column, config.image_column)
+
+
+def _place(kind: str, words: str, remote: Opener | None) -> str | Remote:
+    """A local path as it is, a place in a bucket opened."""
+    if "://" not in words:
+        return words
+    if not words.startswith("s3://"):
+        raise UsageError(
+            f"source {kind}:{words}: {words.partition('://')[0]}:// is not read; give a path or s3://bucket/prefix"
+        )
+    if remote is None:
+        raise UsageError(f"source {kind}:{words}: buckets are read by the ingest step only")
+    return remote(words)
+
+
+def _open_place(kind: str, place: str | Remote, config: IngestConfig) -> Source:
+    if kind == "imagefolder":
+        from dalle_model.sources.imagefolder import ImageFolder
+
+        return ImageFolder(place, config.caption_column)
+    if kind in ("jsonl", "csv"):
+        from dalle_model.sources.imagefolder import MetadataFile
+
+        return MetadataFile(kind, place, config.caption_column)
+    if kind == "webdataset":
+        from dalle_model.sources.webdataset import WebDataset
+
+        return WebDataset(place, config.caption_column, config.max_image_bytes)
+    if kind == "urls":
+        from dalle_model.sources.url_list import UrlList
+
+        return UrlList(place, config)
+    from dalle_model.sources.parquet import ParquetFiles
+
+    return ParquetFiles(place, config.caption_column, config.image_column)

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -33,6 +32,7 @@ from dalle_model.sources.metadata import (
     read_lines,
     unpacked,
 )
+from dalle_model.sources.remote import AnyPath, Remote
 
 URL_COLUMNS = ("url", "image_url", "image", "link", "file_name")
 _KINDS = ("txt", "csv", "tsv", "jsonl", "parquet")
@@ -55,7 +55,7 @@ class UrlList:
     name = "urls"
     vector = False
 
-    def __init__(self, path: str, config: IngestConfig) -> None:
+    def __init__(self, path: str | Remote, config: IngestConfig) -> None:
         self._file = existing(path, "urls")
         self._kind = kind_of(self._file.name)
         if self._kind not in _KINDS or not self._file.is_file():
@@ -178,7 +178,7 @@ class UrlList:
             raise _damaged(self._file, error) from error
 
 
-def _seekable(path: Path) -> BinaryIO:
+def _seekable(path: AnyPath) -> BinaryIO:
     if not path.name.lower().endswith(".gz"):
         return path.open("rb")
     whole = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
@@ -196,7 +196,7 @@ def _to_line_end(stream: BinaryIO) -> None:
         continue
 
 
-def _damaged(path: Path, error: BaseException) -> SourceError:
+def _damaged(path: AnyPath, error: BaseException) -> SourceError:
     words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return SourceError(f"the list {path} cannot be read ({words}); check it, or write it again")
 

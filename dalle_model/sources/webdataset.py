@@ -9,13 +9,13 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from lzma import LZMAError
-from pathlib import Path
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, existing, skip, walk
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
+from dalle_model.sources.remote import Remote
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -28,7 +28,7 @@ class WebDataset:
     name = "webdataset"
     vector = False
 
-    def __init__(self, path: str, caption_column: str, max_image_bytes: int) -> None:
+    def __init__(self, path: str | Remote, caption_column: str, max_image_bytes: int) -> None:
         found = existing(path, "webdataset")
         self._root = found if found.is_dir() else found.parent
         files = walk(found, hidden=False) if found.is_dir() else iter([found])
@@ -48,12 +48,12 @@ class WebDataset:
     def rows(self, start: int) -> Iterator[Row]:
         return skip((row for path in self._files for row in self._archive(path)), start)
 
-    def _archive(self, path: Path) -> Iterator[Row]:
+    def _archive(self, path: Any) -> Iterator[Row]:
         where = path.relative_to(self._root).as_posix()
         sample = _Sample("")
         members = 0
         try:
-            with tarfile.open(path, "r|*") as archive:
+            with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
                 for member in archive:
                     members += 1
                     if member.isdir():

@@ -1,0 +1,100 @@
+"""The same source in a folder and in a bucket is the same artifact."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.bad_images import encoded, photo
+from support.data_steps import Data, write_folder
+from support.object_stores import BUCKET, Server, shared
+
+from dalle_model.config import IngestConfig
+from dalle_model.errors import SourceError, UsageError
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    return shared("moto")
+
+
+def upload(server: Server, folder: Path, prefix: str) -> str:
+    client = server.store().backend._client  # type: ignore[attr-defined]
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            client.call("put_object", Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    return f"s3://{BUCKET}/{prefix}"
+
+
+def make_sources(root: Path) -> dict[str, str]:
+    """One of each kind below ``root``; the place of each by kind. Names that S3 would sort in another order."""
+    pictures = {
+        name: encoded(photo(40, 30, seed=n), "PNG") for n, name in enumerate(["b.png", "a/1 ü.png", "a-b.png", "a.png"])
+    }
+    lines = [{"file_name": name, "text": f"picture {name}"} for name in [*pictures, "gone.png", "../../out.png"]]
+    write_folder(root / "folder", pictures | {".hidden.png": b"x", "a/bad.png": b"rubbish"}, lines)
+    (root / "folder" / "a" / "bad.txt").write_text("a bad one")
+    rows = {"image": list(pictures.values()), "text": [f"row {n}" for n in range(4)]}
+    (root / "parquet").mkdir()
+    for n in range(2):
+        pq.write_table(pa.table(rows), root / "parquet" / f"{n}.parquet", row_group_size=3)
+    (root / "lines").mkdir()
+    for name, data in pictures.items():
+        (root / "lines" / name.replace("/", "_")).write_bytes(data)
+    named = [{"file_name": name.replace("/", "_"), "text": name} for name in pictures]
+    (root / "lines" / "list.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*named, {"file_name": "no"}])
+    )
+    (root / "lines" / "list.csv").write_text(
+        "file_name,text\n" + "".join(f"{r['file_name']},{r['text']}\n" for r in named)
+    )
+    (root / "urls.txt").write_text("http://127.0.0.1:9/a.png one\nftp://x/a.png two\n")
+    (root / "tars").mkdir()
+    with tarfile.open(root / "tars" / "0.tar", "w") as archive:
+        for name in ("b.png", "a.png"):
+            archive.add(root / "folder" / name, name)
+            (root / "t.txt").write_text(f"from a tar: {name}")
+            archive.add(root / "t.txt", name.replace(".png", ".txt"))
+    return {
+        "imagefolder": "folder", "parquet": "parquet", "jsonl": "lines/list.jsonl", "csv": "lines/list.csv",
+        "webdataset": "tars",
+    }  # fmt: skip
+
+
+def test_a_source_in_a_bucket_is_the_same_artifact(
+    moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.env().items():
+        monkeypatch.setenv(name, value)
+    kinds = make_sources(tmp_path / "set")
+    uri = upload(moto, tmp_path / "set", "some where/set")
+    here, there = Data(tmp_path / "here", workers=1), Data(tmp_path / "there", workers=2)
+    for kind, place in kinds.items():
+        config = IngestConfig(source=f"{kind}:{tmp_path}/set/{place}", image_px=32, rows_per_shard=3)
+        local = here.ingest(config)
+        remote = there.ingest(config.model_copy(update={"source": f"{kind}:{uri}/{place}"}))
+        assert remote.sha256 == local.sha256, kind
+        assert local.rows >= 2
+    ledger = {
+        row["key"]: row["reason"]
+        for row in here.rows(here.ingest(IngestConfig(source=f"imagefolder:{tmp_path}/set/folder")), "ledger")
+    }
+    assert ledger["gone.png"] == "missing_file"
+    assert ledger["a/bad.png"] == "unknown_format"
+    listed = IngestConfig(source=f"urls:{uri}/urls.txt", max_rejected_share=1)
+    for data, source in ((here, f"urls:{tmp_path}/set/urls.txt"), (there, listed.source)):
+        with pytest.raises(SourceError, match=r"only 0 of 1 fetches|rejected"):
+            data.ingest(listed.model_copy(update={"source": source}))
+
+
+def test_trouble_with_a_bucket_is_named(moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in moto.env().items():
+        monkeypatch.setenv(name, value)
+    data = Data(tmp_path)
+    with pytest.raises(SourceError, match="does not exist; give a key"):
+        data.ingest(IngestConfig(source=f"imagefolder:s3://{BUCKET}/no/such/place"))
+    with pytest.raises(UsageError, match="gs:// is not read"):
+        data.ingest(IngestConfig(source="imagefolder:gs://bucket/x"))

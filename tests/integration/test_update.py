@@ -1,0 +1,68 @@
+"""`dalle update` and `dalle ingest --retry`: new data for what is there, as a person would bring it."""
+
+from pathlib import Path
+
+from support.bad_images import encoded, photo
+from support.commands import dalle
+from support.data_steps import write_folder
+from support.tiny import TinyRun, command_sets
+from support.web_sites import Page, site
+
+from tasks.store import Store
+
+
+def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
+    folder = tiny_run.copy(tmp_path / "artifacts", before="")
+    model = tiny_run.results["fit"].ref.fingerprint
+    pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(12)}
+    new = write_folder(
+        tmp_path / "new", pictures, [{"file_name": name, "text": f"a new picture {name}"} for name in pictures]
+    )
+    common = ["--model", model, "--store", str(folder), "--preset", "tiny", "--json", *command_sets()]
+    common += ["--out", str(tmp_path / "out")]
+    said = dalle("update", f"imagefolder:{new}", *common, DALLE_SPOOL=str(tmp_path / "spool"))
+    assert said.code == 0, said.err
+    made = said.payload["artifacts"]
+    assert list(made) == ["ingest", "curate", "encode", "fit", "evaluate"]
+    store = Store.open(folder)
+    pairs = store.find("ingest", made["ingest"]["fingerprint"])
+    assert pairs is not None
+    assert pairs.stats["new"] == {"rows_in": 12, "kept": 12, "rejected": 0, "known": 0}
+    assert pairs.rows == tiny_run.manifest("ingest").rows + 12
+    fitted = store.find("fit", made["fit"]["fingerprint"])
+    assert fitted is not None
+    assert {used.name: used.fingerprint for used in fitted.inputs}["model"] == model
+    again = dalle("update", f"imagefolder:{new}", "--model", made["fit"]["fingerprint"], *common[2:])
+    assert again.code == 0, again.err
+    assert list(again.payload["artifacts"]) == ["ingest"], "with nothing new, nothing is trained"
+    assert "holds no pair that the model's data lack" in again.err
+
+
+def test_a_list_is_ingested_and_tried_again_from_the_command_line(tmp_path: Path) -> None:
+    good = Page(encoded(photo(40, 30), "PNG"))
+    with site({"/1.png": good, "/2.png": Page(status=503), "/3.png": good}) as web:
+        (tmp_path / "list.csv").write_text(
+            "url,text\n" + "".join(f"{web.url}/{n}.png,picture {n}\n" for n in (1, 2, 3))
+        )
+        sets = ["allow_addresses=127.0.0.1", "retries=0", "per_host_per_s=1000"]
+        words = ["ingest", f"urls:{tmp_path}/list.csv", *(w for s in sets for w in ("--set", f"ingest.fetch.{s}"))]
+        words += ["--store", str(tmp_path / "artifacts"), "--json"]
+        spool = str(tmp_path / "spool")
+        early = dalle(*words, "--retry", "transient", DALLE_SPOOL=spool)
+        assert (early.code, "without --retry first" in early.error) == (2, True)
+        assert "--retry transient" in dalle(*words, "--retry", "permanent", DALLE_SPOOL=spool).error
+        first = dalle(*words, DALLE_SPOOL=spool)
+        assert first.code == 0, first.err
+        assert first.payload["artifacts"]["ingest"]["rows"] == 2
+        web.pages["/2.png"] = good
+        second = dalle(*words, "--retry", "transient", DALLE_SPOOL=spool)
+        assert second.payload["artifacts"]["ingest"]["rows"] == 3
+        third = dalle(*words, "--retry", "transient", DALLE_SPOOL=spool)
+        assert third.payload["artifacts"]["ingest"] | {"seconds": 0} == second.payload["artifacts"]["ingest"] | {
+            "reused": True,
+            "seconds": 0,
+        }
+        assert "nothing to try again" in third.err
+    out = dalle("export", second.payload["artifacts"]["ingest"]["fingerprint"], str(tmp_path / "out"), *words[-3:])
+    assert out.code == 0, out.err
+    assert web.url in (tmp_path / "out" / "metadata.jsonl").read_text()
