@@ -55,7 +55,7 @@ def num_pieces(config: IngestConfig, inputs: Mapping[str, ArtifactRef], settings
 
     None of a list of URLs: several processes would each keep the pace of a host, and together pass it.
     """
-    first = open_sources(config)[0]
+    first = open_sources(config, remote_opener(settings))[0]
     if config.retry != "none" or first.fetches:
         return 0
     count = first.count()
@@ -109,7 +109,7 @@ def _make_pieces(job: Job, pieces: range) -> Outcome:
     done = job.parts()
     missing = [n for n in pieces if n not in done]
     if missing:
-        source, base = open_sources(config)[0], job.inputs.get("pairs")
+        source, base = open_sources(config, remote_opener(job.settings))[0], job.inputs.get("pairs")
         known = known_ids(job, base) if base else frozenset[str]()
         progress = Progress(job, len(pieces) * config.rows_per_shard)
         start, end = missing[0] * config.rows_per_shard, pieces.stop * config.rows_per_shard
