@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -71,8 +72,9 @@ class DualEncoder(nn.Module):
 
     def text(self, ids: Tensor) -> Tensor:
         """Ids int64 [B, MAX_WORDS], 0 = padding -> unit vectors float32 [B, 64]."""
+        ids = ids[:, : max(1, int((ids > 0).any(0).sum()))]  # most captions are short
         there = ids > 0
-        x = self.words(ids) + self.places
+        x = self.words(ids) + self.places[: ids.shape[1]]
         empty = ~there.any(1)
         hidden = ~there
         hidden[:, 0] &= ~empty  # attention over nothing is not a number
@@ -188,7 +190,7 @@ def judge_from_bytes(weights: bytes, bpe: bytes, runtime: Runtime) -> Judge:
     network = DualEncoder()
     try:
         network.load_state_dict(load_tensors(weights))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, SafetensorError) as error:
         raise DataError(f"not the weights of a dual encoder ({str(error)[:100]}); evaluate again") from error
     about: dict[str, Any] = {"version": DUAL_ENCODER_VERSION, "bpe": hashlib.sha256(bpe).hexdigest()}
     digest = hashlib.sha256(weights + json.dumps(about, sort_keys=True).encode()).hexdigest()

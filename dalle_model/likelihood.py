@@ -24,7 +24,7 @@ UInt8 = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 
 SCALES = (0.5, 2.0, 6.0, 18.0, 54.0)
-"""Laplace scales of the residual mixture, in levels of 255: from exact to lost."""
+"""Laplace scales of the residual mixture, in levels of 255: from exact to lost. A uniform part is the last."""
 UNIFORM_SHARE = 1e-4
 """Of every mass; an impossible value would cost infinitely many bits."""
 
@@ -59,7 +59,8 @@ class PixelLikelihood:
 
     dVAE: the logit-Laplace of its decoder (paper, equation 2), integrated over each value's bin. Every other tokenizer
     decodes to one picture: residuals to it follow a mixture of Laplace distributions of fixed scales around the decoded
-    value, integrated over each bin; its weights, per colour channel, are fitted to training pictures by EM.
+    value, integrated over each bin, and of the uniform one; its weights, per colour channel, are fitted to training
+    pictures by EM.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class PixelLikelihood:
         self._tokenizer = tokenizer
         self._runtime = runtime
         self.name = "logit-Laplace of the decoder" if isinstance(tokenizer, DvaeTokenizer) else "fitted Laplace mixture"
-        self.weights: FloatArray = np.full((3, len(SCALES)), 1 / len(SCALES))  # [channel, scale]
+        self.weights: FloatArray = np.full((3, len(SCALES) + 1), 1 / (len(SCALES) + 1))  # [channel, part]
         if not isinstance(tokenizer, DvaeTokenizer):
             made = self._decoded(ids)
             self.weights = np.stack([_fit_mixture(training[..., c], made[..., c]) for c in range(3)])
@@ -131,19 +132,20 @@ def _laplace_between(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _bin_masses(values: UInt8, decoded: FloatArray) -> FloatArray:
-    """Mass of values uint8 [n] around decoded levels [n] under each scale -> [n, scales]."""
+    """Mass of values uint8 [n] around decoded levels [n] under each part of the mixture -> [n, scales + 1]."""
     v, centre = torch.from_numpy(values.astype(np.float64)), torch.from_numpy(decoded)
     low = (v - 0.5 - centre).masked_fill(v == 0, -math.inf)
     high = (v + 0.5 - centre).masked_fill(v == 255, math.inf)
-    return torch.stack([_laplace_between(low / s, high / s) for s in SCALES], dim=1).numpy()
+    parts = [_laplace_between(low / s, high / s) for s in SCALES]
+    return torch.stack([*parts, torch.full_like(v, 1 / 256)], dim=1).numpy()
 
 
 def _fit_mixture(values: UInt8, decoded: FloatArray) -> FloatArray:
-    """Weights of the scales that make values [m, H, W] most likely (expectation-maximisation) -> [scales]."""
+    """Weights of the parts that make values [m, H, W] most likely (expectation-maximisation) -> [scales + 1]."""
     flat, centre = values.ravel(), decoded.ravel()
     chosen = np.linspace(0, len(flat) - 1, min(len(flat), 100_000)).astype(np.int64)
     masses = _bin_masses(flat[chosen], centre[chosen]) + 1e-30
-    weights = np.full(len(SCALES), 1 / len(SCALES))
+    weights = np.full(len(SCALES) + 1, 1 / (len(SCALES) + 1))
     for _ in range(_EM_STEPS):
         share = masses * weights
         weights = (share / share.sum(1, keepdims=True)).mean(0)
