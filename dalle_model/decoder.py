@@ -109,6 +109,10 @@ class Decoder:
             self._held[row] = prefix
         return self._first[first_row : first_row + len(prefixes)]
 
+    def forget(self) -> None:
+        """Let no row be used again for the prompt that it holds."""
+        self._held = [None] * self.rows
+
     def _compute(self, prefix: Prefix, row: int) -> Tensor:
         text, given = prefix
         device, here = self.runtime.device, slice(row, row + 1)

@@ -1,0 +1,154 @@
+"""Drawing 256 image tokens after 64 text tokens, against what users would otherwise take, interleaved in one process.
+
+``python tests/benchmarks/bench_drawing.py [PICTURES] [--rounds N]``, one thread. Peers: transformers' GPT2 ``generate``
+(float32 and bfloat16, dynamic and static cache), and dalle-pytorch as shipped where it can be imported
+(``pip install --no-deps dalle-pytorch axial-positional-embedding rotary-embedding-torch ftfy wcwidth einops``; packages
+that it imports and that are not on the timed path are stood in for). All have width 256, 8 layers, 8 heads, random
+weights, and draw among the 64 most probable codes of 8,192.
+
+Seconds are processor seconds of this process: with one thread they are the wall clock of an idle machine, and other
+jobs on the cores disturb them little. Judge by the ratios.
+"""
+
+import argparse
+import contextlib
+import importlib.machinery
+import platform
+import resource
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from dalle_model.config import ModelConfig, SamplerConfig
+from dalle_model.dalle import DalleShape, build_dalle
+from dalle_model.decoder import Decoder
+from dalle_model.runtime import Runtime
+from dalle_model.sampling import Request, draw_with
+
+DIM, DEPTH, HEADS, TEXT, GRID, WORDS, CODES, TOP = 256, 8, 8, 64, 16, 4096, 8192, 64
+TOKENS = GRID**2
+SAMPLER = SamplerConfig(top_k=TOP)
+
+
+def ours(pictures: int, dtype: torch.dtype, weights: str) -> Callable[[], Any]:
+    """A packed decoder of a model whose weights are all random: fresh ones are partly zero."""
+    shape = DalleShape(text_vocab=WORDS, max_text_tokens=TEXT, image_vocab=CODES, grid=GRID)
+    model = build_dalle(ModelConfig(dim=DIM, depth=DEPTH, heads=HEADS), shape, Runtime().generator(0)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape) * 0.02 + (p.mean() > 0.5))
+    decoder = Decoder(model, Runtime(dtype=dtype), weights)
+    asked = [Request(tuple(range(1, TEXT + 1)), str(i)) for i in range(pictures)]
+
+    def run() -> None:
+        decoder.forget()  # a prompt that was read in the round before would be read for nothing
+        draw_with(decoder, asked, SAMPLER)
+
+    return run
+
+
+def gpt2(pictures: int, dtype: torch.dtype, static: bool) -> Callable[[], Any]:
+    """transformers' GPT2 over the joint vocabulary."""
+    transformers.logging.set_verbosity_error()
+    config = transformers.GPT2Config(
+        vocab_size=WORDS + CODES, n_positions=TEXT + TOKENS + 1, n_embd=DIM, n_layer=DEPTH, n_head=HEADS,
+        bos_token_id=0, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(config).eval().to(dtype)
+    text = torch.randint(1, WORDS, (pictures, TEXT))
+    more = {"cache_implementation": "static"} if static else {}
+    asked: dict[str, Any] = {"do_sample": True, "top_k": TOP, "max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+    return lambda: model.generate(text, **asked, **more)
+
+
+def dalle_pytorch(pictures: int) -> Callable[[], Any]:
+    """Its ``generate_images`` with every default."""
+    for name in ("omegaconf", "taming", "taming.models", "taming.models.vqgan", "youtokentome",
+                 "torchvision", "torchvision.transforms"):  # fmt: skip
+        with contextlib.suppress(ImportError):
+            stub = _Stub(name)
+            stub.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            sys.modules.setdefault(name, stub)
+    packages = types.ModuleType("pkg_resources")
+    packages.get_distribution = lambda _: types.SimpleNamespace(version="0")  # type: ignore[attr-defined]
+    sys.modules.setdefault("pkg_resources", packages)
+    import dalle_pytorch.dalle_pytorch as theirs  # type: ignore[import-not-found]
+
+    vae = theirs.DiscreteVAE(image_size=GRID * 8, num_layers=3, num_tokens=CODES, codebook_dim=64, hidden_dim=16)
+    model = theirs.DALLE(
+        dim=DIM, vae=vae, num_text_tokens=WORDS, text_seq_len=TEXT, depth=DEPTH, heads=HEADS, dim_head=DIM // HEADS
+    ).eval()
+    text = torch.randint(1, WORDS, (pictures, TEXT))
+    return lambda: model.generate_images(text)
+
+
+class _Stub(types.ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def gemm_gflops(dtype: torch.dtype) -> float:
+    """GFLOP per processor second of a large square product: the limit of this machine."""
+    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
+    a @ b
+    start = time.process_time()
+    for _ in range(10):
+        a @ b
+    return 10 * 2 * 1024**3 / (time.process_time() - start) / 1e9
+
+
+def main() -> None:
+    """Print one Markdown table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pictures", type=int, nargs="?", default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default="gpt2 f32,gpt2 f32 static,gpt2 bf16,dalle-pytorch")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    f32, bf16, n = torch.float32, torch.bfloat16, given.pictures
+    makers: dict[str, Callable[[], Callable[[], Any]]] = {
+        "ours f32": lambda: ours(n, f32, "full"),
+        "ours bf16": lambda: ours(n, bf16, "full"),
+        "ours int8": lambda: ours(n, bf16, "int8"),
+        "gpt2 f32": lambda: gpt2(n, f32, False),
+        "gpt2 f32 static": lambda: gpt2(n, f32, True),
+        "gpt2 bf16": lambda: gpt2(n, bf16, False),
+        "dalle-pytorch": lambda: dalle_pytorch(n),
+    }
+    chosen = [name for name in makers if name.startswith("ours") or name in given.peers.split(",")]
+    runs = {name: makers[name]() for name in chosen}
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(given.rounds + 1):  # the first warms up
+        for name, run in runs.items():
+            if name == "dalle-pytorch" and number != 1:  # minutes
+                continue
+            start = time.process_time()
+            with torch.inference_mode():
+                run()
+            if number:
+                took[name].append(time.process_time() - start)
+    print(f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}, 1 thread")
+    print(f"{n} pictures; GEMM 1024: f32 {gemm_gflops(f32):.0f}, bf16 {gemm_gflops(bf16):.0f} GFLOP/s")
+    print(
+        f"peak memory of this process, peers included: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+    )
+    print("| drawn by | s | tokens/s | pictures/s | times ours bf16 | times ours int8 |\n|---|---|---|---|---|---|")
+    middle = {name: statistics.median(values) for name, values in took.items()}
+    for name, s in middle.items():
+        ratios = " | ".join(f"{s / middle[mine]:.2f}" for mine in ("ours bf16", "ours int8"))
+        print(f"| {name} | {s:.3f} | {n * TOKENS / s:.0f} | {n / s:.2f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
