@@ -182,7 +182,7 @@ class CurateConfig(Section):
         0.04,
         ge=0,
         le=10,
-        description="Pictures whose embeddings are at most this far apart share a cluster. thumbnail: root mean square error, 1 = the full range; a crop by 5 % is at 0.05, strangers of a plain set begin near 0.03.",
+        description="Pictures whose embeddings are at most this far apart share a cluster. thumbnail: root mean square error, 1 = the full range; a crop by 5 % is at 0.05. Icons over plain ground want 0.01: there strangers begin at 0.015.",
     )
     max_pairs_per_cluster: int = Field(
         0,
