@@ -736,6 +736,20 @@ class EvaluateConfig(Section):
         pattern=r"^([0-9a-f]{64})?$",
         description="Fingerprint of the evaluation of another model, with which the report compares; empty = none. `dalle evaluate --against REF` fills it in.",
     )
+    inception: str = Field(
+        "",
+        description="File of the TorchScript Inception that clean-fid uses (inception-2015-12-05.pt), for FID; empty = without. Never downloaded.",
+    )
+    inception_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="Its SHA-256; part of the figure's record."
+    )
+    clip: str = Field(
+        "",
+        description="Folder of a CLIP model of transformers, for CLIPScore and CMMD; empty = without. Never downloaded.",
+    )
+    clip_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of its model.safetensors; part of the figures' records."
+    )
 
 
 class GenerateConfig(Section):

@@ -28,6 +28,11 @@ def frechet(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """
     a, b = _features(a, b)
     mean_part = float(((a.mean(0) - b.mean(0)) ** 2).sum())
+    if len(a) + len(b) < 2 * a.shape[1]:
+        # The roots of the eigenvalues of A B are the singular values of the centred rows' product: n x m, not d x d.
+        x, y = ((rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (a, b))
+        middle_trace = float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
+        return max(mean_part + float((x * x).sum() + (y * y).sum()) - 2 * middle_trace, 0.0)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     # tr (A B)^(1/2) = tr (A^(1/2) B A^(1/2))^(1/2), which is symmetric: its root is real, whatever the rank.
     values, vectors = np.linalg.eigh(cov_a)

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from dalle_model.features import ModelFeatures, TokenizerFeatures
 from dalle_model.images import encode_png, to_float
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
 from dalle_model.metrics import bits_per_pixel
+from dalle_model.published import ClipJudge, InceptionFeatures
 from dalle_model.token_batches import TokenRows
 from tasks import evaluate_unprompted, measures, unprompted
 from tasks.artifacts import Manifest, ObjectRef
@@ -190,6 +192,7 @@ def _measure(
     others = [("tokenizer", Timed(own, watch)), ("model", Timed(inner, watch))]
     if judge is not None:
         others.append(("judge", Timed(judge, watch)))
+    inception, clip = _supplied(easel.job)
     known = subject.training.rows["caption"].to_pylist()
     groups = [(train, "")] + ([(held, "_heldout")] if held is not None else [])
     for group, suffix in groups:
@@ -197,9 +200,21 @@ def _measure(
         if judge is not None:
             measures.agreement(found, judge, group, known, suffix)
         measures.scenes(found, group, suffix)
+        with watch.networks():
+            measures.published(found, group, inception, clip, suffix)
     measures.distributions(found, train.made, train.truth, train.rebuilt, others)
     measures.variety(found, easel.repeat(train), train.made)
     measures.code_health(found, train, painter.tokenizer.vocab_size)
+
+
+def _supplied(job: Job) -> tuple[InceptionFeatures | None, ClipJudge | None]:
+    """The networks of published metrics whose weights the config names."""
+    config: EvaluateConfig = job.config
+    runtime = replace(job.runtime, dtype=torch.float32)
+    inception = (
+        InceptionFeatures(Path(config.inception), config.inception_sha256, runtime) if config.inception else None
+    )
+    return inception, ClipJudge(Path(config.clip), config.clip_sha256, runtime) if config.clip else None
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------------

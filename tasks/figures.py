@@ -77,6 +77,12 @@ _KNOWN: dict[str, _Known] = {
     "nearest_training_tokens": _Known(
         "", "Share of a drawing's tokens that differ from those of the training picture nearest to it; 0 is a copy."
     ),
+    "fid_clean": _Known(
+        "lower",
+        "FID on the supplied Inception, resized as clean-fid does; compares only at an equal number of pictures.",
+    ),
+    "cmmd": _Known("lower", "Distance of the sets on the supplied CLIP, times 1000 (CMMD)."),
+    "clip_score": _Known("higher", "How well drawings fit their captions by the supplied CLIP (CLIPScore, 0 to 2.5)."),
     "frechet_random": _Known(
         "lower",
         "Frechet distance between drawings and true pictures on a fixed untrained network; compares runs of this project only, never with a published FID.",

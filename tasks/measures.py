@@ -23,6 +23,7 @@ from dalle_model.dual_encoder import Judge, one_word_apart, preference
 from dalle_model.features import Features, RandomFeatures, ThumbnailFeatures
 from dalle_model.images import to_float
 from dalle_model.metrics import code_usage, psnr, ssim
+from dalle_model.published import ClipJudge, clip_scores, cmmd
 from dalle_model.scene_checks import CHECKS_VERSION, verdicts
 from dalle_model.scenes import parse_caption
 from tasks.copies import Nearest
@@ -211,6 +212,29 @@ def agreement(into: Findings, judge: Judge, group: Drawn, known: Sequence[str], 
             won,
             _OWN + "the same against training captions that differ in exactly one word",
             **about,
+        )
+
+
+def published(
+    into: Findings, group: Drawn, inception: Features | None, clip: ClipJudge | None, suffix: str = ""
+) -> None:
+    """FID, CMMD and CLIPScore, for weights that were supplied; plain, as published, so that n must be equal to compare."""
+    n = len(group.ids)
+    pictures = [to_float(x) for x in (group.truth, group.made)]
+    about: dict[str, Any] = {"n": n, "reference": _SAME_CAPTIONS}
+    about["interval"] = _DISTANCE_INTERVAL.replace("the figure is less its", "the interval is less the")
+    for name, features, distance, measure in (
+        ("fid_clean", inception, frechet, "FID (Heusel et al. 2017), resized as clean-fid does"),
+        ("cmmd", clip, cmmd, "CMMD (Jayasumana et al. 2024), sigma 10, times 1000"),
+    ):
+        if features is not None and n >= 2:
+            a, b = (features.of(x) for x in pictures)
+            bounds = corrected_distance(distance, a, b, paired=True, resamples=_RESAMPLES)[1]
+            into.add(f"{name}{suffix}", distance(a, b), bounds, measure, on=features, **about)
+    if clip is not None:
+        scores = clip_scores(clip.of(pictures[1]), clip.captions(group.captions))
+        into.mean(
+            f"clip_score{suffix}", group.ids, scores, "CLIPScore (Hessel et al. 2021)", on=clip, reference="captions"
         )
 
 

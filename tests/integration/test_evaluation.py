@@ -1,14 +1,17 @@
 """Two models on one store: compared in pairs, gated before promotion, and their figures computed again."""
 
+import io
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.commands import dalle
 from support.tiny import TinyRun, command_sets, quietly, tiny_config
 
 from dalle_model.errors import PromotionRefused, UsageError
 from flows.comparison import promote, reproduce_figures
+from flows.cross_validation import summarise
 from tasks.comparison import compare
 from tasks.findings import values_of
 from tasks.plain import bind
@@ -134,3 +137,36 @@ def test_paired_values_belong_to_the_same_pairs_of_the_data(two: tuple[str, str,
     assert all(set(a[name]) == set(b[name]) for name in a.keys() & b.keys() - {"variety"}) and len(a) > 30
     same = compare(opened, first, first)
     assert same.overall == "no difference shown" and all(row.told.wins == row.told.losses == 0 for row in same.rows)
+
+
+@pytest.mark.slow
+def test_cross_validation_measures_each_fold_on_what_its_run_has_not_seen(tmp_path: Path) -> None:
+    words = ("cross-validate", "tiny", "--folds", "2", "--store", str(tmp_path / "artifacts"), "--out", str(tmp_path))
+    said = dalle(*words, "--json", *command_sets("curate.valid_share=0", "evaluate.num_unseen=100"))
+    assert said.code == 0, said
+    store = Store.open(tmp_path / "artifacts")
+    seen, unseen = [], []
+    for model in said.payload["models"]:
+        fit = store.resolve(model)
+        tokens = store.find("encode", next(i.fingerprint for i in fit.inputs if i.name == "tokens"))
+        assert tokens is not None
+        rows = [
+            row for o in tokens.objects_of("tokens") for row in pq.read_table(io.BytesIO(store.read(o))).to_pylist()
+        ]
+        seen.append({row["id"] for row in rows if row["split"] == "train"})
+        unseen.append({row["id"] for row in rows if row["split"] == "test"})
+    assert not unseen[0] & unseen[1] and not seen[0] & unseen[0] and not seen[1] & unseen[1]
+    assert unseen[0] == seen[1] and unseen[1] == seen[0]
+    bits = said.payload["figures"]["bits_per_pixel_chain_test"]
+    assert len(bits["folds"]) == 2 and bits["mean"] == pytest.approx(sum(bits["folds"]) / 2) and bits["sd"] > 0
+    assert json.loads(Path(said.payload["file"]).read_text())["figures"] == said.payload["figures"]
+    assert (
+        dalle(*words, "--json", *command_sets("curate.valid_share=0", "evaluate.num_unseen=100")).payload
+        == said.payload
+    )
+
+
+def test_folds_are_summarised_by_mean_and_spread() -> None:
+    told = summarise([{"a": 1.0, "a_low": 0.0, "b": 3.0}, {"a": 2.0, "a_low": 0.0}, {"a": 6.0}])
+    assert list(told) == ["a"] and told["a"]["mean"] == 3.0
+    assert told["a"]["sd"] == pytest.approx(7**0.5) and told["a"]["se"] == pytest.approx((7 / 3) ** 0.5)
