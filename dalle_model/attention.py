@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_model.causal_blocks import BlockCausalAttention
+from dalle_model.sparse_attention import SparseLayout
 
 # Under this length torch's CPU kernel of scaled_dot_product_attention is 2-4 times slower, forward and backward,
 # than two batched matrix products and a softmax (torch 2.13, bf16, T 88 and 320, two Zen 5 cores).
@@ -148,9 +149,10 @@ class Attention(nn.Module):
             q, k = rotate(self.norm_q(q), rotary), rotate(self.norm_k(k), rotary)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | None = None) -> Tensor:
-        """x [B, T, dim], rotary [2, T, D / 2], seen bool [T, T] or None -> [B, T, dim]."""
-        out = causal_attention(*self._project(x, rotary), seen)
+    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | SparseLayout | None = None) -> Tensor:
+        """x [B, T, dim], rotary [2, T, D / 2], seen bool [T, T], a layout of blocks, or None (all) -> [B, T, dim]."""
+        parts = self._project(x, rotary)
+        out = seen.attend(*parts) if isinstance(seen, SparseLayout) else causal_attention(*parts, seen)
         mixed: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return mixed
 

@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from dalle_model.attention import Attention, LayerCache, Norm, layer_kinds, rotary_table, sparse_mask
 from dalle_model.config import ModelConfig
 from dalle_model.errors import DataError, UsageError
+from dalle_model.sparse_attention import SparseLayout
 from dalle_model.tokenizers.base import ImageTokenizer
 
 PAD = 0
+LONG = 512
+"""Positions above which attention over blocks of the picture is used on a CPU (paper mode)."""
 IMAGE_PARTS = ("image_embed", "image_head", "row_embed", "column_embed", "level_embed", "level_head")
 """Parameters that only pictures move. ``position_embed`` is shared: its first L + 1 rows belong to start and text."""
 
@@ -131,7 +134,7 @@ class Block(nn.Module):
         out: Tensor = x + self.dropout(self.mlp(self.norm_mlp(x)))
         return out
 
-    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | SparseLayout | None = None) -> Tensor:
         """[B, T, dim] -> [B, T, dim]; see ``Attention``."""
         return self._mlp(x + self.dropout(self.attention(self.norm_attention(x), rotary, seen)))
 
@@ -196,6 +199,14 @@ class Dalle(nn.Module):
         kinds = [] if modern else sorted(set(layer_kinds(self.config.depth)))
         masks = [sparse_mask(kind, num_prefix, shape.grid) for kind in kinds]
         self.register_buffer("masks", torch.stack(masks) if masks else torch.zeros(0), persistent=False)
+        # Measured on a CPU: 1.7 to 3.3 times as fast as the dense mask at 257 + 1024 positions, slower than it at a grid
+        # of 16 and below, where two products over the whole square cost less than the gathering.
+        pays = masks and not masks[0].is_meta and len(masks[0]) > LONG
+        self.layouts = nn.ModuleList(
+            SparseLayout(mask, num_prefix, shape.grid, transposed=kind == "column")
+            for kind, mask in zip(kinds, masks, strict=True)
+            if pays
+        )
         self._mask_of = [None if modern else kinds.index(kind) for kind in layer_kinds(self.config.depth)]
 
     @property
@@ -221,6 +232,15 @@ class Dalle(nn.Module):
         """Each block with the positions its attention may see; None = all before."""
         blocks = cast("list[Block]", list(self.blocks))
         return [(b, None if m is None else self.masks[m]) for b, m in zip(blocks, self._mask_of, strict=True)]
+
+    def _seen(self, device: str) -> list[tuple[Block, Tensor | SparseLayout | None]]:
+        """Each block with what its attention over a whole sequence reads: blocks of the picture where that pays."""
+        sparse = device == "cpu" and len(self.layouts) > 0
+        layouts = cast("list[SparseLayout]", list(self.layouts))
+        return [
+            (block, None if seen is None or mask is None else layouts[mask] if sparse else seen[:-1, :-1])
+            for (block, seen), mask in zip(self.decoder_layers(), self._mask_of, strict=True)
+        ]
 
     def _image_positions(self) -> Tensor:
         """Position vectors of the image tokens, [N, dim]."""
@@ -271,8 +291,8 @@ class Dalle(nn.Module):
         else:
             x = torch.cat([start, self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
             rotary = self.rotary[:, :-1]
-        for block, seen in self.decoder_layers():
-            x = block(x, rotary, None if seen is None or image is None else seen[:-1, :-1])  # text alone is causal
+        for block, seen in self._seen(x.device.type):
+            x = block(x, rotary, None if seen is None or image is None else seen)  # text alone is causal
         hidden: Tensor = self.norm_out(x)
         return hidden
 
