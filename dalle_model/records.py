@@ -117,6 +117,7 @@ GENERATION = _schema(
     pa.field("model", pa.string(), nullable=False),  # fingerprint of the model artifact
     pa.field("sampler", pa.string(), nullable=False),  # JSON of the sampler settings
     pa.field("code_version", pa.string(), nullable=False),
+    pa.field("negative", pa.string(), nullable=False),  # negative prompt, empty = none
 )
 
 

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,20 +66,22 @@ def slug(prompt: str, limit: int = 60) -> str:
 
 
 def export_generations(store: Store, manifest: Manifest, folder: Path) -> None:
-    """Write ``<prompt-slug>-<index>.png`` for every picture and ``generations.parquet`` with all rows."""
+    """Write ``<prompt-slug>-<index>.png`` (or ``.webp``) for every picture and ``generations.parquet`` with all rows."""
     tables = [pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("generations")]
     table = pa.concat_tables(tables)
-    stems: dict[tuple[str, int], str] = {}
+    stems: dict[tuple[str, int, str], str] = {}
     taken: set[str] = set()
-    for row in table.select(["prompt", "prompt_sha256", "seed", "index", "status", "image"]).to_pylist():
+    for row in table.select(["prompt", "prompt_sha256", "seed", "negative", "index", "status", "image"]).to_pylist():
         if row["status"] != "drawn":
             continue
-        key = (row["prompt_sha256"], row["seed"])
+        key = (row["prompt_sha256"], row["seed"], row["negative"])
         if key not in stems:  # prompts that read alike as file names are told apart by their hash
             stem = slug(row["prompt"])
-            stems[key] = stem if stem not in taken else f"{stem}-{row['prompt_sha256'][:8]}-{row['seed']}"
+            named = sha256("\0".join(map(str, key)).encode()).hexdigest()[:8]
+            stems[key] = stem if stem not in taken else f"{stem}-{named}"
             taken.add(stems[key])
-        write_whole(folder / f"{stems[key]}-{row['index']}.png", row["image"])
+        ending = "webp" if row["image"][:4] == b"RIFF" else "png"
+        write_whole(folder / f"{stems[key]}-{row['index']}.{ending}", row["image"])
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     write_whole(folder / "generations.parquet", out.getvalue())

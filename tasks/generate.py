@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle_model.config import GenerateConfig, canonical_json
 from dalle_model.curation.word_lists import parse_list
-from dalle_model.errors import DataError
+from dalle_model.errors import DataError, UsageError
 from dalle_model.images import to_uint8
 from dalle_model.prompt_policy import PromptPolicy
 from dalle_model.records import GENERATION
@@ -90,6 +90,8 @@ def work(job: Job) -> Outcome:
 
 def _drawn(job: Job, painter: Painter, policy: PromptPolicy, cut: Sequence[Piece]) -> dict[str, Part]:
     """The receipt of every piece; those that no run has drawn yet are drawn now."""
+    if painter.sampler.guidance == 1.0 and any(item.negative for piece in cut for item in piece.items):
+        raise UsageError("a negative prompt works through guidance, which is 1 (off); set sampler.guidance, e.g. 2")
     found = {piece.key: part for piece in cut if (part := _receipt(job, piece)) is not None}
     total = sum(len(piece.items) for piece in cut)
     missing = [piece for piece in cut if piece.key not in found]
@@ -156,6 +158,7 @@ def _row(painter: Painter, item: Item) -> dict[str, Any]:
         "prompt_sha256": sha256(item.prompt.encode()).hexdigest(),
         "index": item.index,
         "seed": item.seed,
+        "negative": item.negative,
         "tags": ",".join(item.tags),
         "model": painter.fingerprint,
         "sampler": canonical_json(painter.sampler.model_dump(mode="json")).decode(),
@@ -169,6 +172,8 @@ def _encoded(image: np.ndarray, row: dict[str, Any], kind: str) -> bytes:  # typ
     PNG says it in text chunks, WebP in an XMP packet; ``AI generated`` is also IPTC's term for such pictures.
     """
     about = {k: row[k] for k in ("model", "prompt_sha256", "seed", "index", "sampler", "code_version")}
+    if row["negative"]:
+        about["negative_sha256"] = sha256(row["negative"].encode()).hexdigest()
     out = io.BytesIO()
     if kind == "webp":
         Image.fromarray(image).save(out, "WEBP", lossless=True, method=4, xmp=_xmp(about))

@@ -233,7 +233,7 @@ class _Card:
 def _cards(rows: Iterable[Mapping[str, Any]]) -> tuple[list[_Card], list[dict[str, str]]]:
     """Rows by prompt and tags in the order of their first appearance, and the distinct ways in which they were made."""
     cards: dict[tuple[str, str], _Card] = {}
-    made_by: dict[tuple[str, str, str], int] = {}
+    made_by: dict[tuple[str, str, str, str], int] = {}
     for row in rows:
         key = (row["prompt"], row["tags"])
         card = cards.setdefault(key, _Card(row["prompt"], tags_of(row["tags"]), row["prompt_sha256"]))
@@ -243,9 +243,9 @@ def _cards(rows: Iterable[Mapping[str, Any]]) -> tuple[list[_Card], list[dict[st
             reasons.append(reason)
         if row["status"] != "drawn":
             continue
-        by = made_by.setdefault((row["model"], row["sampler"], row["code_version"]), len(made_by))
+        by = made_by.setdefault((row["model"], row["sampler"], row["code_version"], row["negative"]), len(made_by))
         card.drawn.append(_Drawn(data_uri(row["image"]), row["index"], row["seed"], by))
-    return list(cards.values()), [{"model": m, "sampler": s, "code": c} for m, s, c in made_by]
+    return list(cards.values()), [{"model": m, "sampler": s, "code": c, "negative": n} for m, s, c, n in made_by]
 
 
 def report_html(data: ReportData) -> bytes:

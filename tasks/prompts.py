@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -81,11 +81,15 @@ def _prompt(row: Any, name: str, line: int) -> Prompt:
         raise SourceError(f"{name}, row {line}: no text column; name it {' or '.join(_COLUMNS)}")
     tags = row.get("tags") or ()
     tags = tuple(t.strip() for t in tags.split(",")) if isinstance(tags, str) else tuple(str(t) for t in tags)
+    negative = row.get("negative") or row.get("negative_prompt") or ""
+    if not isinstance(negative, str):
+        raise SourceError(f"{name}, row {line}: the negative prompt {negative!r} is no text")
     return Prompt(
         row[column],
         _whole(row.get("n"), name, line, 1),
         _whole(row.get("seed"), name, line, 0),
         tuple(t for t in tags if t),
+        negative,
     )
 
 
@@ -112,7 +116,7 @@ def all_prompts(config: GenerateConfig, settings: Settings) -> tuple[list[Prompt
         data = read_uri(config.prompts_uri, settings)
         digest = hashlib.sha256(data).hexdigest()
         prompts += parse_prompts(data, config.prompts_uri)
-    cleaned = [Prompt(normalise_caption(p.text), p.n, p.seed, p.tags) for p in prompts]
+    cleaned = [replace(p, text=normalise_caption(p.text), negative=normalise_caption(p.negative)) for p in prompts]
     unique = list(dict.fromkeys(cleaned))
     if not unique:
         raise SourceError("no prompt given; set generate.prompts or generate.prompts_uri")

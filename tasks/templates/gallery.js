@@ -57,7 +57,7 @@
   }
   function provenance(at) {
     const card = data.cards[at.card], [index, seed, by] = card.pictures[at.picture], made = data.made_by[by];
-    return { prompt: card.prompt, tags: card.tags, index, seed, sampler: made.sampler, model: made.model, code_version: made.code, prompt_sha256: card.sha };
+    return { prompt: card.prompt, tags: card.tags, index, seed, negative: made.negative, sampler: made.sampler, model: made.model, code_version: made.code, prompt_sha256: card.sha };
   }
   function fact(list, name, value, mono) {
     if (value === "") return;
@@ -84,6 +84,7 @@
     fact(list, "Picture", (at.picture + 1) + " of " + data.cards[at.card].pictures.length);
     fact(list, "Seed", facts.seed, true);
     fact(list, "Index", String(facts.index), true);
+    fact(list, "Away from", facts.negative);
     fact(list, "Sampler", sampler(facts.sampler));
     fact(list, "Model", facts.model, true);
     fact(list, "Code version", facts.code_version, true);

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from support.tiny import TinyRun, quietly
 
-from dalle_model.config import GenerateConfig
+from dalle_model.config import GenerateConfig, SamplerConfig
+from dalle_model.errors import UsageError
+from flows.views import export_generations
 from tasks.settings import Settings
 from tasks.stages import GENERATE
 from tasks.step import StepResult
@@ -86,3 +88,24 @@ def test_webp_holds_the_same_pixels_and_says_where_it_comes_from(tiny_run: TinyR
     assert pictures[0].convert("RGB").tobytes() == pictures[1].convert("RGB").tobytes()
     xmp = pictures[1].info["xmp"].decode()
     assert "AI generated" in xmp and webp["model"] in xmp and webp["prompt_sha256"] in xmp
+
+
+def test_a_negative_prompt_makes_another_picture_and_is_on_its_row(
+    tiny_run: TinyRun, store: Store, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "a heart"}, {"prompt": "a heart", "negative": "red"}]
+    sampler = SamplerConfig(guidance=3.0)
+    result = _draw(tiny_run, store, prompts_uri=_write(tmp_path / "p.jsonl", rows), n=1, sampler=sampler)
+    plain, away = _rows(store, result)
+    assert (plain["negative"], away["negative"]) == ("", "red")
+    assert plain["image_tokens"] != away["image_tokens"]
+    export_generations(store, store.find("generate", result.ref.fingerprint), tmp_path / "out")  # type: ignore[arg-type]
+    assert len(list((tmp_path / "out").glob("a-heart*-0.png"))) == 2
+
+
+def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_drawn(
+    tiny_run: TinyRun, store: Store, tmp_path: Path
+) -> None:
+    uri = _write(tmp_path / "p.jsonl", [{"prompt": "a heart", "negative": "red"}])
+    with pytest.raises(UsageError, match="guidance"):
+        _draw(tiny_run, store, prompts_uri=uri, n=1, sampler=SamplerConfig(guidance=1.0))

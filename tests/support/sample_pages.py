@@ -57,6 +57,7 @@ def row(prompt: str, index: int = 0, *, image: bytes = b"", tags: str = "", reas
         "model": "ab" * 32,
         "sampler": json.dumps({"temperature": 1.0, "top_k": 64}),
         "code_version": "0.1.0",
+        "negative": "",
     }
 
 

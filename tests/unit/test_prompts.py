@@ -15,16 +15,25 @@ from tasks.settings import Settings
 
 
 def test_the_same_prompts_are_read_from_every_kind_of_file() -> None:
-    rows = [{"prompt": "a red heart", "n": 2, "seed": 7, "tags": "love,red"}, {"prompt": "a clock"}]
+    rows = [{"prompt": "a red heart", "n": 2, "seed": 7, "tags": "love,red", "negative": "blue"}, {"prompt": "a clock"}]
     table = pa.table(
-        {"prompt": ["a red heart", "a clock"], "n": [2, None], "seed": [7, None], "tags": ["love,red", None]}
+        {
+            "prompt": ["a red heart", "a clock"],
+            "n": [2, None],
+            "seed": [7, None],
+            "tags": ["love,red", None],
+            "negative": ["blue", None],
+        }
     )
     parquet = io.BytesIO()
     pq.write_table(table, parquet)
-    expected = [Prompt("a red heart", 2, 7, ("love", "red")), Prompt("a clock")]
+    expected = [Prompt("a red heart", 2, 7, ("love", "red"), "blue"), Prompt("a clock")]
     assert parse_prompts(parquet.getvalue(), "p.parquet") == expected
     assert parse_prompts("\n".join(__import__("json").dumps(r) for r in rows).encode(), "p.jsonl") == expected
-    assert parse_prompts(b'prompt,n,seed,tags\na red heart,2,7,"love,red"\na clock,,,\n', "p.csv") == expected
+    assert (
+        parse_prompts(b'prompt,n,seed,tags,negative\na red heart,2,7,"love,red",blue\na clock,,,,\n', "p.csv")
+        == expected
+    )
     assert parse_prompts(b"a red heart\n\na clock\n", "p.txt") == [Prompt("a red heart"), Prompt("a clock")]
 
 
