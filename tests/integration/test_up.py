@@ -26,6 +26,7 @@ DEPLOYMENTS = {
     "evaluate/evaluate",
     "generate/generate",
     "generate/scheduled",
+    "update/update",
 }
 
 
