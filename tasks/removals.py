@@ -128,6 +128,17 @@ def marked(store: Store) -> dict[str, list[str]]:
     return found
 
 
+def warnings_of(store: Store, inputs: Mapping[str, ArtifactRef]) -> list[str]:
+    """What to say before a step uses marked artifacts. Pairs are no matter: curation leaves the withdrawn ones out."""
+    used = {ref.fingerprint: ref for ref in inputs.values() if ref.kind != "pairs"}
+    return [
+        f"{used[fingerprint].kind} {fingerprint[:12]} was made with pairs that are withdrawn since; "
+        "run the chain again, and use what it makes without them"
+        for fingerprint in marked(store)
+        if fingerprint in used
+    ]
+
+
 def _create(store: Store, key: str, body: Mapping[str, Any]) -> bool:
     if store.load(key) is not None:
         return False

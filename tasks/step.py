@@ -17,6 +17,7 @@ from dalle_model.errors import UsageError
 from tasks.artifacts import ArtifactRef, InputRef, Manifest, fingerprint
 from tasks.job import JobSpec
 from tasks.launch import Listener, launch
+from tasks.removals import warnings_of
 from tasks.settings import Settings
 from tasks.store import Store, StoreOptions
 
@@ -211,6 +212,8 @@ def run_step(
                     "text": f"{store.uri} ignores create-only writes: run one writer at a time, or finished work may be overwritten",
                 }
             )
+        for text in warnings_of(store, inputs):
+            listen({"event": "log", "text": text})
         launch(job_spec(planned, settings, decision), settings, listen, distributed=stage.distributed)
         manifest = store.find(stage.name, planned.fingerprint)
         if manifest is None:

@@ -11,6 +11,7 @@ from support.commands import dalle
 from support.processes import DALLE
 from support.tiny import ORDER, TinyRun, section_of
 
+from tasks.removals import warnings_of
 from tasks.settings import Settings
 from tasks.stages import STAGES
 from tasks.step import run_step
@@ -60,6 +61,9 @@ def test_a_forgotten_pair_is_traced_to_every_shard_and_is_not_in_the_next_run(ti
     assert again.payload["artifacts"] == said.payload["artifacts"] and not again.payload["new"]
     assert marks(store) == before, "marks are written once"
     assert all(entry["withdrawn"] for entry in dalle("ls", "--json").payload["artifacts"])
+    said_before = warnings_of(store, tiny_run.inputs("fit"))
+    assert len(said_before) == 1 and "withdrawn since" in said_before[0]
+    assert warnings_of(store, tiny_run.inputs("curate")) == []
     assert "withdrawn pairs" in dalle("verify", tiny_run.results["fit"].ref.fingerprint).out
 
     settings = Settings(store=store.uri.removeprefix("file://"), spool=Path(store.backend.root) / "spool")  # type: ignore[attr-defined]
