@@ -528,6 +528,16 @@ class AugmentConfig(Section):
         return self
 
 
+class ImportTokenizerConfig(Section):
+    """Import of OpenAI's published dVAE as an image tokenizer."""
+
+    encoder: str = Field(description="OpenAI's encoder.pkl: a path or s3:// URI. Nothing in it is executed.")
+    decoder: str = Field(description="OpenAI's decoder.pkl, likewise.")
+    image_px: int = Field(
+        256, ge=8, le=1024, description="Side of the pictures it will be given, px; a multiple of 8 (published: 256)."
+    )
+
+
 class EncodeConfig(Section):
     """Encode: pictures to image tokens, captions to text tokens, as Parquet."""
 

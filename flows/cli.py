@@ -22,6 +22,7 @@ __all__ = ["app", "main"]
 COMMANDS = (
     "flows.cli_steps",
     "flows.cli_evaluation",
+    "flows.cli_import",
     "flows.cli_artifacts",
     "flows.cli_forget",
     "flows.cli_server",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dalle_model.config import PipelineConfig
 from dalle_model.errors import RefNotFound, UsageError
 from flows import views
@@ -79,6 +81,23 @@ def run_stage(
     else:
         result = here(stage)(section, settings, **inputs)
     return summary({name: result}, settings, out, started)
+
+
+def run_beside(name: str, values: Mapping[str, Any], settings: Settings) -> CommandResult:
+    """Run a stage whose settings are the command's own arguments, as a plain function.
+
+    Raises UsageError naming the argument that is out of range.
+    """
+    started = time.monotonic()
+    stage = stage_named(name)
+    try:
+        section = stage.config.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given {problem['input']!r})"
+        ) from None
+    return summary({name: here(stage)(section, settings)}, settings, None, started)
 
 
 def model_sets(settings: Settings, ref: str) -> list[str]:

@@ -1,11 +1,22 @@
 """What enters a fingerprint, for stages whose config names a place outside the store. Loads no torch."""
 
+import hashlib
 from typing import Any
 
-from dalle_model.config import TokenizerConfig
+from dalle_model.config import ImportTokenizerConfig, TokenizerConfig
+from tasks.prompts import read_uri
 from tasks.settings import Settings
 
 
 def of_tokenizer(config: TokenizerConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """The config without the place of the perceptual weights: their declared hash counts."""
     return config.model_dump(mode="json", exclude={"perceptual_file"}), {}
+
+
+def of_imported(config: ImportTokenizerConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the two files hold, not where they lie. Raises SourceError when one is not there."""
+    digests = {
+        name: hashlib.sha256(read_uri(uri, settings)).hexdigest()
+        for name, uri in (("encoder", config.encoder), ("decoder", config.decoder))
+    }
+    return config.model_dump(mode="json", exclude={"encoder", "decoder"}), digests

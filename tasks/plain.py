@@ -33,7 +33,7 @@ class Steps(NamedTuple):
 
 def bind(way: Callable[[Stage], Step]) -> Steps:
     """Bind all stages to one way of running them."""
-    return Steps(*(way(stage) for stage in stages.ALL_STAGES.values()))
+    return Steps(*(way(stages.stage_named(name)) for name in Steps._fields))
 
 
 def here(stage: Stage) -> Step:

@@ -7,6 +7,7 @@ from dalle_model.config import (
     FitConfig,
     GenerateConfig,
     GeneratorConfig,
+    ImportTokenizerConfig,
     IngestConfig,
     TokenizerConfig,
 )
@@ -43,6 +44,15 @@ FIT_TOKENIZER = Stage(
     work="tasks.fit_tokenizer:work",
     identity="tasks.identities:of_tokenizer",
     distributed=True,
+)
+IMPORT_TOKENIZER = Stage(
+    name="import-tokenizer",
+    version=1,
+    kind="tokenizer",
+    config=ImportTokenizerConfig,
+    inputs=(),
+    work="tasks.import_tokenizer:work",
+    identity="tasks.identities:of_imported",
 )
 ENCODE = Stage(
     name="encode",
@@ -94,8 +104,9 @@ GENERATE = Stage(
 STAGES = {stage.name: stage for stage in (INGEST, CURATE, FIT_TOKENIZER, ENCODE, FIT, EVALUATE, GENERATE)}
 """The chain of the text-to-image model, in order."""
 
-ALL_STAGES = STAGES | {FIT_GENERATOR.name: FIT_GENERATOR}
-"""With those beside it: a generator without prompts takes the place of tokenizer, tokens and transformer."""
+ALL_STAGES = STAGES | {stage.name: stage for stage in (FIT_GENERATOR, IMPORT_TOKENIZER)}
+"""With those beside it: a generator without prompts takes the place of tokenizer, tokens and transformer; a published
+tokenizer that of a trained one."""
 
 SECTIONS = {"fit-tokenizer": "tokenizer", "fit-generator": "generator"}
 """Section of the pipeline's config that a stage reads, where it has another name."""

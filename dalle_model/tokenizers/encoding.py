@@ -23,9 +23,13 @@ def prepared(tokenizer: ImageTokenizer, runtime: Runtime) -> ImageTokenizer:
         tokenizer._modules["decoder"] = decoder
     ready = ready.to(runtime.device).eval().requires_grad_(False)
     head = ready.encoder.output if isinstance(ready, DvaeTokenizer) else None
-    for module in ready.modules():
+    for name, module in ready.named_modules():
+        if isinstance(module, nn.ReLU) and not name.endswith("relu_1"):  # the first reads what the identity path needs
+            module.inplace = True
         if isinstance(module, nn.Conv2d) and module is not head:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if runtime.dtype != torch.float32:
                 module.to(runtime.dtype)
+    if isinstance(ready, DvaeTokenizer) and runtime.dtype != torch.float32:
+        ready.rounded_head = ready.encoder.output.weight.flatten(1).to(runtime.dtype)
     return ready

@@ -40,7 +40,7 @@ class VqTokenizer(ImageTokenizer):
         codes = self.codes().detach()
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.detach().reshape(-1, latents.shape[-1])
-            ids = argmax_codes(flat, codes, codes.new_zeros(len(codes)))
+            ids = argmax_codes(flat, codes)
         return ids.view(len(latents), -1)
 
     def maps(self, vectors: Tensor) -> Tensor:

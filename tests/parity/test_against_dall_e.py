@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.data_steps import Data
 from torch import Tensor, nn
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
+from dalle_model.config import ImportTokenizerConfig
 from dalle_model.errors import DataError
 from dalle_model.reference_weights import from_flava_codebook, load_openai_dvae
 from dalle_model.tokenizers.dvae import argmax_codes, map_pixels
+from dalle_model.tokenizers.registry import tokenizer_from_bytes
+from tasks.stages import IMPORT_TOKENIZER
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -150,6 +154,26 @@ def test_openai_pickles_load_without_their_classes_and_agree(
         expected = torch.sigmoid(decoder(F.one_hot(ids, 512).permute(0, 3, 1, 2).float())[:, :3])
         expected = ((expected - 0.1) / 0.8).clamp(0, 1)
         torch.testing.assert_close(ours.decode(ids.flatten(1)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_dvae_becomes_a_tokenizer_of_the_store(tmp_path: Path, dall_e_modules: types.SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    torch.save(dall_e_modules.Encoder(8, 64), tmp_path / "encoder.pkl")
+    torch.save(dall_e_modules.Decoder(8, 64), tmp_path / "decoder.pkl")
+    for name in [n for n in sys.modules if n.split(".")[0] == "dall_e"]:
+        del sys.modules[name]
+    config = ImportTokenizerConfig(
+        encoder=str(tmp_path / "encoder.pkl"), decoder=str(tmp_path / "decoder.pkl"), image_px=32
+    )
+    data = Data(tmp_path / "here")
+    made = data.run(IMPORT_TOKENIZER, config)
+    tokenizer = tokenizer_from_bytes(*(data.store.read(made.object_of(role)) for role in ("weights", "config")))
+    direct = load_openai_dvae(tmp_path / "encoder.pkl", tmp_path / "decoder.pkl", image_px=32)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(tokenizer.encode(images), direct.encode(images))
+    assert made.kind == "tokenizer" and made.stats["vocab_size"] == 64
+    moved = config.model_copy(update={"encoder": str((tmp_path / "encoder.pkl").rename(tmp_path / "e.pkl"))})
+    assert data.run(IMPORT_TOKENIZER, moved).sha256 == made.sha256  # the place does not count, the content does
 
 
 class _Evil:
