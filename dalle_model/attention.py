@@ -142,7 +142,8 @@ class Attention(nn.Module):
         nn.init.normal_(self.qkv.weight, std=dim**-0.5)
         nn.init.zeros_(self.out.weight)
 
-    def _project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, dim], rotary [2, T, D / 2] -> queries, keys and values [B, H, T, D]."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_dim).unbind(2)
         if self.modern:
@@ -151,14 +152,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor, seen: Tensor | SparseLayout | None = None) -> Tensor:
         """x [B, T, dim], rotary [2, T, D / 2], seen bool [T, T], a layout of blocks, or None (all) -> [B, T, dim]."""
-        parts = self._project(x, rotary)
+        parts = self.project(x, rotary)
         out = seen.attend(*parts) if isinstance(seen, SparseLayout) else causal_attention(*parts, seen)
         mixed: Tensor = self.out(out.transpose(1, 2).flatten(2))
         return mixed
 
     def prefill(self, x: Tensor, rotary: Tensor, cache: LayerCache, seen: Tensor | None = None) -> Tensor:
         """As ``forward``, and keep keys and values at positions 0..T-1 of the cache's first rows."""
-        q, k, v = self._project(x, rotary)
+        q, k, v = self.project(x, rotary)
         cache.keys[:, :, : x.shape[1]] = k
         cache.values[:, :, : x.shape[1]] = v
         mixed: Tensor = self.out(causal_attention(q, k, v, seen).transpose(1, 2).flatten(2))
@@ -169,7 +170,7 @@ class Attention(nn.Module):
 
         seen: bool [T, T], which positions each may see; None = all before it.
         """
-        q, k, v = self._project(x, rotary)
+        q, k, v = self.project(x, rotary)
         cache.keys[:, :, position : position + 1] = k
         cache.values[:, :, position : position + 1] = v
         keys, values = cache.keys[:, :, : position + 1], cache.values[:, :, : position + 1]

@@ -282,6 +282,14 @@ class Dalle(nn.Module):
         modern mode only) position n < N predicts image token n and position N + t text token t. Without an image the
         model reads text alone, as a GPT does: [B, L, dim], equal to the first L of the whole sequence.
         """
+        x, rotary = self.inputs(text, image, image_first)
+        for block, seen in self._seen(x.device.type):
+            x = block(x, rotary, None if seen is None or image is None else seen)  # text alone is causal
+        hidden: Tensor = self.norm_out(x)
+        return hidden
+
+    def inputs(self, text: Tensor, image: Tensor | None, image_first: bool = False) -> tuple[Tensor, Tensor]:
+        """What ``forward`` feeds to the first block: (vectors [B, T, dim], rotary table [2, T, D / 2])."""
         start, length = self._start(len(text), image_first), self.shape.max_text_tokens
         if image is None:
             x, rotary = torch.cat([start, self.embed_text(text[:, :-1])], dim=1), self.rotary[:, :length]
@@ -291,10 +299,7 @@ class Dalle(nn.Module):
         else:
             x = torch.cat([start, self.embed_text(text), self.embed_image(image[:, :-1])], dim=1)
             rotary = self.rotary[:, :-1]
-        for block, seen in self._seen(x.device.type):
-            x = block(x, rotary, None if seen is None or image is None else seen)  # text alone is causal
-        hidden: Tensor = self.norm_out(x)
-        return hidden
+        return x, rotary
 
     def split(self, hidden: Tensor, image_first: bool = False) -> tuple[Tensor, Tensor]:
         """Hidden states [B, L + N, dim] -> (those that predict text [B, L, dim], those that predict image [B, N, dim])."""

@@ -21,6 +21,7 @@ __all__ = ["app", "main"]
 # Importing a module registers its commands; this order is that of --help.
 COMMANDS = (
     "flows.cli_steps",
+    "flows.cli_drawing",
     "flows.cli_evaluation",
     "flows.cli_import",
     "flows.cli_artifacts",

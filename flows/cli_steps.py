@@ -233,6 +233,18 @@ def generate(
     ] = "latest",
     n: Annotated[int, typer.Option("--n", help="Pictures per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
+    best_of: Annotated[
+        int,
+        typer.Option(
+            "--best-of", min=0, help="Draw so many of one prompt and keep the best --n by p(prompt | picture)."
+        ),
+    ] = 0,
+    clip: Annotated[
+        str, typer.Option("--clip", metavar="FOLDER", help="With --best-of: rank by the CLIP model in this folder.")
+    ] = "",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="One prompt, and a sheet of word and surprise maps beside each picture.")
+    ] = False,
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -245,6 +257,17 @@ def generate(
     """**Draw** pictures for prompts, and write them to a folder with a gallery."""
     if not prompts and not prompts_uri:
         raise UsageError('no prompt given; write one, e.g. dalle generate "a red heart", or a file with --prompts URI')
+    if best_of or explain:
+        if len(prompts or []) != 1 or prompts_uri or (best_of and explain):
+            raise UsageError(
+                "--best-of and --explain work on one prompt, and not together; give one of them and one prompt"
+            )
+        from flows import drawing
+
+        ask = drawing.Ask(settings_of(store, device, deadline), model, out, n, seed, tuple(sets or ()))
+        prompt = (prompts or [""])[0]
+        emit(as_json, *(drawing.explained(ask, prompt) if explain else drawing.best_of(ask, prompt, best_of, clip)))
+        return
     assignments = [
         f"generate.prompts={json.dumps(prompts or [])}",
         f"generate.prompts_uri={prompts_uri}",

@@ -1,0 +1,174 @@
+"""What the drawing commands do: load a model from the store, let ``Studio`` work, write pictures and a record to a folder."""
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dalle_model.config import SamplerConfig
+from dalle_model.errors import SourceError, UsageError
+from dalle_model.explaining import explain, heat
+from dalle_model.images import decode_rgb
+from dalle_model.sheets import contact_sheet
+from dalle_model.studio import Studio, scorer_of
+from flows.commands import latest, preset_config
+from flows.views import prepare_folder, slug, write_whole
+from tasks.devices import DevicePolicy, resolve
+from tasks.export_model import text_to_image
+from tasks.settings import Settings
+from tasks.step import input_ref, open_store
+
+Result = tuple[dict[str, Any], list[str]]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What all drawing commands share."""
+
+    settings: Settings
+    model: str
+    out: Path
+    n: int = 4
+    seed: int = 0
+    sets: tuple[str, ...] = ()
+
+
+def studio_of(ask: Ask) -> tuple[Studio, str]:
+    """The model of the store, ready; and its fingerprint. ``--set generate.sampler...`` changes the sampler."""
+    store = open_store(ask.settings)
+    found = latest(ask.settings, "model") if ask.model == "latest" else input_ref(ask.settings, ask.model, "model")
+    parts = text_to_image(store, store.resolve(found.fingerprint))
+    config = preset_config("quickstart", list(ask.sets)).generate
+    sampler: SamplerConfig = config.sampler or parts.sampler
+    if config.weights:
+        sampler = sampler.model_copy(update={"weights": config.weights})
+    runtime = resolve(DevicePolicy(device=ask.settings.device, threads=ask.settings.threads or os.cpu_count() or 1))
+    return Studio(parts, runtime, sampler), found.fingerprint
+
+
+def picture_at(path: Path) -> UInt8:
+    """A picture file, uint8 [H, W, 3]. SourceError when it is not there, DataError when it cannot be read."""
+    if not path.is_file():
+        raise SourceError(f"{path} is not a file; give a picture (PNG, JPEG, WebP, ...)")
+    return decode_rgb(path.read_bytes())
+
+
+def _png(picture: UInt8) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG")
+    return out.getvalue()
+
+
+def _written(ask: Ask, stem: str, pictures: UInt8, labels: list[str], payload: dict[str, Any]) -> Result:
+    """Pictures, one sheet of all, and ``drawing.json`` with what is known about them."""
+    prepare_folder(ask.out)
+    paths = [str(write_whole(ask.out / f"{stem}-{i}.png", _png(p)).absolute()) for i, p in enumerate(pictures)]
+    sheet = write_whole(ask.out / "contact_sheet.png", contact_sheet([_png(p) for p in pictures], labels, px=128))
+    payload |= {"pictures": paths, "contact_sheet": str(sheet.absolute()), "seed": ask.seed, "ai_generated": True}
+    write_whole(ask.out / "drawing.json", json.dumps(payload, indent=1, sort_keys=True).encode())
+    return payload, [*(f"{path}  {label}" for path, label in zip(paths, labels, strict=True)), f"sheet: {sheet}"]
+
+
+def complete(ask: Ask, image: Path, prompt: str, keep: float, mask: Path | None) -> Result:
+    """Finish a picture whose top is given."""
+    prepare_folder(ask.out)
+    shown = picture_at(image)
+    drawn_anew = None
+    studio, fingerprint = studio_of(ask)
+    if mask is not None:
+        side = studio.image_px
+        marked = Image.fromarray(picture_at(mask)).convert("L").resize((side, side), Image.Resampling.NEAREST)
+        drawn_anew = np.asarray(marked) >= 128
+    made = studio.complete(shown, prompt, keep, ask.n, ask.seed, drawn_anew)
+    payload = {"model": fingerprint, "prompt": prompt, "image": str(image), "keep": keep}
+    return _written(ask, slug(prompt), made, [prompt] * len(made), payload)
+
+
+def vary(ask: Ask, image: Path, prompt: str, strength: float) -> Result:
+    """Variations of a picture."""
+    prepare_folder(ask.out)
+    shown = picture_at(image)
+    studio, fingerprint = studio_of(ask)
+    made, words = studio.vary(shown, ask.n, strength, prompt, ask.seed)
+    payload = {"model": fingerprint, "prompt": words, "image": str(image), "strength": strength}
+    return _written(ask, slug(image.stem), made, [words] * len(made), payload)
+
+
+def caption(ask: Ask, images: list[Path]) -> Result:
+    """The model's words for picture files."""
+    from dalle_model.images import square
+
+    pictures = [picture_at(path) for path in images]
+    studio, fingerprint = studio_of(ask)
+    words = studio.caption(np.stack([square(p, studio.image_px) for p in pictures]))
+    rows = [{"image": str(path), "caption": text} for path, text in zip(images, words, strict=True)]
+    return {"model": fingerprint, "captions": rows}, [f"{row['image']}: {row['caption']}" for row in rows]
+
+
+def continue_text(ask: Ask, text: str, language_model: str, expand: bool) -> Result:
+    """Texts that go on from a beginning, by the model itself or by a causal language model."""
+    if not language_model:
+        studio, fingerprint = studio_of(ask)
+        texts = studio.parts.continue_text([text], ask.n, ask.seed, runtime=studio.runtime)[0]
+        return {"model": fingerprint, "texts": texts}, texts
+    from dalle_model.language_models import LanguageModel
+
+    other = LanguageModel.from_pretrained(language_model)
+    texts = (other.expand if expand else other.continue_text)([text], ask.n, ask.seed)[0]
+    return {"model": language_model, "texts": texts}, texts
+
+
+def best_of(ask: Ask, prompt: str, candidates: int, clip: str) -> Result:
+    """The best n of many pictures of a prompt, by the model's own p(prompt | picture) or by CLIP."""
+    prepare_folder(ask.out)
+    studio, fingerprint = studio_of(ask)
+    made, scores, indices = studio.best_of(prompt, candidates, ask.n, ask.seed, scorer_of(studio, clip))
+    labels = [f"{s:.3f}" for s in scores]
+    payload = {
+        "model": fingerprint, "prompt": prompt, "candidates": candidates, "ranked_by": clip or "p(prompt | picture)",
+        "scores": [float(s) for s in scores], "indices": [int(i) for i in indices],
+    }  # fmt: skip
+    return _written(ask, slug(prompt), made, labels, payload)
+
+
+def loop(ask: Ask, prompt: str, keep: int, rounds: int, threshold: float) -> Result:
+    """Prompt, pictures, the model's own words, consistency: keep, resample or flag."""
+    prepare_folder(ask.out)
+    studio, fingerprint = studio_of(ask)
+    found = studio.loop(prompt, ask.n, keep, rounds, threshold, ask.seed)
+    rows = [
+        {"index": c.index, "words": c.words, "score": c.score, "agreement": c.agreement, "verdict": c.verdict}
+        for c in found
+    ]
+    labels = [f"{c.verdict} {c.score:.2f}: {c.words}" for c in found]
+    payload = {"model": fingerprint, "prompt": prompt, "threshold": threshold, "candidates": rows}
+    return _written(ask, slug(prompt), np.stack([c.picture for c in found]), labels, payload)
+
+
+def explained(ask: Ask, prompt: str, px: int = 192) -> Result:
+    """Pictures of a prompt, each with a sheet: where each word was looked at, and which tokens surprised the model."""
+    if not prompt.split():
+        raise UsageError("the prompt is empty; there is no word to explain")
+    prepare_folder(ask.out)
+    studio, fingerprint = studio_of(ask)
+    tokens = studio.draw_tokens(prompt, ask.n, ask.seed)
+    made = studio.pictures(tokens)
+    sheets, surprises = [], []
+    for i, (row, picture) in enumerate(zip(tokens, made, strict=True)):
+        why = explain(studio.parts.model, studio.words, prompt, row, studio.runtime)
+        large = np.asarray(Image.fromarray(picture).resize((px, px), Image.Resampling.NEAREST))
+        tiles = [large, heat(picture, why.surprise, px), *(heat(picture, m, px) for m in why.attention)]
+        labels = ["picture", f"surprise, mean {why.surprise.mean():.2f} nats", *why.words]
+        sheet = contact_sheet([_png(t) for t in tiles], labels, columns=min(8, len(tiles)), px=px)
+        sheets.append(str(write_whole(ask.out / f"{slug(prompt)}-{i}.explained.png", sheet).absolute()))
+        surprises.append(why.surprise.round(4).tolist())
+    payload = {"model": fingerprint, "prompt": prompt, "explained": sheets, "surprise_nats": surprises}
+    result, lines = _written(ask, slug(prompt), made, [prompt] * len(made), payload)
+    return result, [*lines, *(f"explained: {path}" for path in sheets)]

@@ -1,0 +1,79 @@
+"""The commands for one picture at a time, on the model of the tiny run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.tiny import TinyRun
+
+from dalle_model.errors import SourceError, UsageError
+from flows import drawing
+from flows.drawing import Ask
+from tasks.settings import Settings
+
+
+@pytest.fixture
+def ask(tiny_run: TinyRun, tmp_path: Path) -> Ask:
+    return Ask(Settings(store=tiny_run.store.uri), "latest", tmp_path / "out", n=2)
+
+
+def checked(ask: Ask, result: tuple[dict[str, Any], list[str]], names: list[str]) -> dict[str, Any]:
+    payload, lines = result
+    assert sorted(p.name for p in ask.out.glob("*.png")) == sorted([*names, "contact_sheet.png"])
+    assert json.loads((ask.out / "drawing.json").read_text()) == payload
+    assert len(payload["model"]) == 64 and lines
+    return payload
+
+
+def a_picture(folder: Path) -> Path:
+    path = folder / "given picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_complete_keeps_the_top_by_share_and_by_mask(ask: Ask, tmp_path: Path) -> None:
+    given = a_picture(tmp_path)
+    names = ["a-red-heart-0.png", "a-red-heart-1.png"]
+    checked(ask, drawing.complete(ask, given, "a red heart", 0.5, None), names)
+    by_share = [(ask.out / name).read_bytes() for name in names]
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[32:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    checked(ask, drawing.complete(ask, given, "a red heart", 0.9, tmp_path / "mask.png"), names)
+    assert [(ask.out / name).read_bytes() for name in names] == by_share
+
+
+def test_vary_draws_what_the_prompt_says(ask: Ask, tmp_path: Path) -> None:
+    payload = checked(
+        ask,
+        drawing.vary(ask, a_picture(tmp_path), "blue heart", 0.5),
+        ["given-picture-0.png", "given-picture-1.png"],
+    )
+    assert payload["prompt"] == "blue heart"
+
+
+def test_explain_writes_a_sheet_beside_each_picture(ask: Ask) -> None:
+    names = [f"red-heart-{i}{kind}.png" for i in range(2) for kind in ("", ".explained")]
+    payload = checked(ask, drawing.explained(ask, "red heart"), names)
+    assert np.shape(payload["surprise_nats"])[0] == 2 and np.min(payload["surprise_nats"]) >= 0
+
+
+def test_what_a_model_was_not_trained_for_is_said(ask: Ask) -> None:
+    """The tiny model never read a picture before its caption."""
+    with pytest.raises(UsageError, match="image_first_share"):
+        drawing.best_of(ask, "red heart", 3, "")
+    with pytest.raises(UsageError, match="image_first_share"):
+        drawing.loop(ask, "red heart", 1, 1, -1.0)
+
+
+def test_text_goes_on_from_its_beginning(ask: Ask) -> None:
+    _, texts = drawing.continue_text(ask, "red", "", False)
+    assert len(texts) == 2 and all(t.startswith("red") for t in texts)
+
+
+def test_a_missing_picture_is_named(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"none\.png is not a file"):
+        drawing.caption(ask, [tmp_path / "none.png"])
