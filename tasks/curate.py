@@ -41,7 +41,7 @@ def identity(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any], 
     Raises RefNotFound or UsageError for what is not there and for an unknown language, DataError for a damaged list.
     """
     found = excluded(open_store(settings), config.exclude) if config.exclude else []
-    recorded, outside = outside_of(config)
+    recorded, outside = outside_of(config, settings)
     recorded |= {"exclude": sorted(m.fingerprint for m in found)}
     return recorded, outside | {f"exclude.{m.fingerprint[:16]}": m.fingerprint for m in found}
 

@@ -4,8 +4,9 @@ Stored as objects of the curated artifact, so another threshold, and ``dalle cur
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.features import versions
 from dalle_model.curation.judging import Context, check_languages, judged
 from dalle_model.curation.phrases import PHRASES, Phrasebook, mine
+from dalle_model.curation.rules import rules_of
 from dalle_model.curation.texts import one_array
 from dalle_model.curation.word_lists import WordList, parse_list
 from dalle_model.errors import UsageError
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.job import Job
+from tasks.model_scores import ROLES, model_digests, model_scores
+from tasks.settings import Settings
 from tasks.store import Store
 from tasks.tables import TableFile
 
 PHRASES_ROLE = "phrases"
 
 
-def outside_of(config: CurateConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def outside_of(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """The config without places, and digests of what lies there.
 
     Raises UsageError for an unknown language or a file that is not there, DataError for a damaged list.
@@ -36,7 +40,9 @@ def outside_of(config: CurateConfig) -> tuple[dict[str, Any], dict[str, str]]:
     outside = {f"curation.{name}": str(value) for name, value in versions().items()}
     if config.policy_file:
         outside["policy_file"] = policy_list(config.policy_file).digest
-    return config.model_dump(mode="json") | {"policy_file": ""}, outside
+    outside |= {f"model.{rule}": digest for rule, digest in model_digests(config, settings).items()}
+    places = ("policy_file", "nsfw_model", "agreement_model")  # that there is one is told by its digest
+    return config.model_dump(mode="json") | dict.fromkeys(places, ""), outside
 
 
 def policy_list(path: str) -> WordList:
@@ -58,11 +64,16 @@ class Scored:
     objects: tuple[ObjectRef, ...]
     context: Context
     phrases: pa.Table | None  # what was mined, records phrases.PHRASES
+    models: Mapping[str, Sequence[ObjectRef]]  # scores of models by rule, one object per shard
 
     def tables(self, job: Job) -> Iterator[pa.Table]:
         """``judging.judged`` tables, shard by shard."""
-        for obj in self.features:
-            yield judged(pq.read_table(job.fetch(obj)), self.config, self.context)
+        for shard, obj in enumerate(self.features):
+            of_models = {
+                rule: one_array(pq.read_table(job.fetch(objects[shard]))["score"])
+                for rule, objects in self.models.items()
+            }
+            yield judged(pq.read_table(job.fetch(obj)), self.config, self.context, of_models)
 
 
 def scored(job: Job, features: Sequence[ObjectRef]) -> Scored:
@@ -74,7 +85,12 @@ def scored(job: Job, features: Sequence[ObjectRef]) -> Scored:
     phrases = _mined(job, config, features)
     objects = () if phrases is None else (_filed(job, phrases),)
     context = Context(None if phrases is None else Phrasebook.of(phrases), policy)
-    return Scored(config, features, objects, context, phrases)
+    outside = job.spec.recorded_config["outside"]
+    models = model_scores(
+        job, {name.removeprefix("model."): d for name, d in outside.items() if name.startswith("model.")}
+    )
+    made = (*objects, *chain(*models.values()))
+    return Scored(config, features, made, context, phrases, models)
 
 
 def _mined(job: Job, config: CurateConfig, features: Sequence[ObjectRef]) -> pa.Table | None:
@@ -104,5 +120,16 @@ def stored_tables(store: Store, curated: Manifest, config: CurateConfig) -> Iter
         mined = curated.objects_of(PHRASES_ROLE)
         tables = [pq.read_table(io.BytesIO(store.read(obj))) for obj in mined]
         phrases = Phrasebook.of(pa.concat_tables(tables)) if tables else Phrasebook()
-    for obj in curated.objects_of("features"):
-        yield judged(pq.read_table(io.BytesIO(store.read(obj))), config, Context(phrases, policy))
+    models = {rule: curated.objects_of(role) for rule, role in ROLES.items()}
+    for rule in rules_of(config):
+        if rule.name in ROLES and not models[rule.name]:
+            raise UsageError(
+                f"curated {curated.fingerprint[:12]} holds no scores of {rule.name}; curate with that model first"
+            )
+    for shard, obj in enumerate(curated.objects_of("features")):
+        of_models = {
+            rule: one_array(pq.read_table(io.BytesIO(store.read(objects[shard])))["score"])
+            for rule, objects in models.items()
+            if objects
+        }
+        yield judged(pq.read_table(io.BytesIO(store.read(obj))), config, Context(phrases, policy), of_models)

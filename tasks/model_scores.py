@@ -1,0 +1,113 @@
+"""Scores of models for every pair, measured once per pairs artifact and model and kept under the model's digest."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dalle_model.config import CurateConfig
+from dalle_model.curation.rules import AGREEMENT, NSFW, Rule
+from dalle_model.errors import DataError, UsageError
+from tasks.artifacts import ObjectRef, Part, fingerprint
+from tasks.job import Job
+from tasks.settings import Settings
+from tasks.step import open_store
+from tasks.tables import TableFile
+
+if TYPE_CHECKING:  # torch is a second of start-up that other curations need not pay
+    from dalle_model.curation.scorers import Scorer
+
+_BATCH = 64
+_SCHEMA = pa.schema([pa.field("score", pa.float64(), nullable=True)], metadata={"record": "ModelScore"})
+ROLES = {NSFW.name: "scores.nsfw", AGREEMENT.name: "scores.agreement"}
+
+
+def model_digests(config: CurateConfig, settings: Settings) -> dict[str, str]:
+    """Which weights each rule that asks a model would ask, by rule. UsageError or RefNotFound where there are none."""
+    digests: dict[str, str] = {}
+    if config.nsfw_model:
+        from dalle_model.curation.scorers import NUDENET, folder_digest, nudenet_file
+
+        if config.nsfw_model == NUDENET:
+            weights = hashlib.sha256(nudenet_file().read_bytes()).hexdigest()
+            digests[NSFW.name] = f"nudenet {importlib.metadata.version(NUDENET)} {weights}"
+        else:
+            digests[NSFW.name] = f"classifier {folder_digest(_folder(config.nsfw_model))}"
+    if config.agreement_model:
+        if Path(config.agreement_model).is_dir():
+            from dalle_model.curation.scorers import folder_digest
+
+            digests[AGREEMENT.name] = f"clip {folder_digest(config.agreement_model)}"
+        else:
+            manifest = open_store(settings).resolve(config.agreement_model)
+            if manifest.kind != "model":
+                raise UsageError(
+                    f"curate.agreement_model {config.agreement_model!r} is a {manifest.kind} artifact; name a model or the folder of a CLIP model"
+                )
+            digests[AGREEMENT.name] = f"model {manifest.fingerprint}"
+    return digests
+
+
+def _folder(path: str) -> str:
+    if not Path(path).is_dir():
+        raise UsageError(f"curate.nsfw_model {path!r} is neither nudenet nor a folder; give one of both")
+    return path
+
+
+def model_scores(job: Job, digests: Mapping[str, str]) -> dict[str, tuple[ObjectRef, ...]]:
+    """Objects with the scores of every shard of pairs, by rule."""
+    return {rule.name: _scored(job, rule, digests[rule.name]) for rule in (NSFW, AGREEMENT) if rule.name in digests}
+
+
+def _scored(job: Job, rule: Rule, digest: str) -> tuple[ObjectRef, ...]:
+    pairs = job.inputs["pairs"]
+    shared = fingerprint(
+        "model-scores", rule.version, {"rule": rule.name, "model": digest}, {"pairs": pairs.fingerprint}
+    )
+    found = job.store.parts(shared)
+    missing = {obj.key for obj in job.store.missing(obj for part in found.values() for obj in part.objects)}
+    objects: list[ObjectRef] = []
+    scorer, done = None, 0
+    for number, shard in enumerate(pairs.objects_of("pairs")):
+        part = found.get(number)
+        if part is None or missing.intersection(obj.key for obj in part.objects):
+            scorer = scorer or _opened(job, rule, digest)
+            part = Part(objects=(_score_shard(job, scorer, rule, shard, number),))
+            job.store.commit_part(shared, number, part)
+        objects += part.objects
+        done += shard.rows
+        job.progress(done, pairs.rows, unit=f"pairs judged by {rule.name}")
+    return tuple(objects)
+
+
+def _opened(job: Job, rule: Rule, digest: str) -> "Scorer":
+    """The model itself. DataError when it is no longer the one of the fingerprint."""
+    from dalle_model.curation import scorers
+
+    config: CurateConfig = job.config
+    if model_digests(config, job.settings)[rule.name] != digest:
+        raise DataError(f"the model of rule {rule.name} changed after this step began; run it again")
+    kind, _, name = digest.partition(" ")
+    if kind == "nudenet":
+        return scorers.NudeNet()
+    if kind == "classifier":
+        return scorers.ImageClassifier(config.nsfw_model, job.runtime)
+    if kind == "clip":
+        return scorers.Clip(config.agreement_model, job.runtime)
+    from tasks.export_model import text_to_image
+
+    return scorers.OwnModel(text_to_image(job.store, job.store.resolve(name)), job.runtime)
+
+
+def _score_shard(job: Job, scorer: "Scorer", rule: Rule, shard: ObjectRef, number: int) -> ObjectRef:
+    path = job.spool / f"{rule.name}-{number:06d}.parquet"
+    with TableFile(path, _SCHEMA) as out, pq.ParquetFile(job.fetch(shard)) as file:
+        for batch in file.iter_batches(_BATCH, columns=["image", "caption"]):
+            scores = scorer.score(batch["image"].to_pylist(), batch["caption"].to_pylist())
+            out.add_table(pa.table({"score": pa.array(scores, pa.float64(), from_pandas=True)}))
+            job.check_stop()
+        return job.put(out.finish(), ext="parquet", role=ROLES[rule.name], rows=out.rows)
