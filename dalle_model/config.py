@@ -318,9 +318,9 @@ class OptimConfig(Section):
         0.045, ge=0, le=10, description="Decay of matrices; gains, biases and embeddings are never decayed."
     )
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up, updates.")
-    schedule: Literal["constant", "cosine", "linear", "wsd", "halving"] = Field(
+    schedule: Literal["constant", "cosine", "linear", "wsd", "halving", "dvae"] = Field(
         "cosine",
-        description="After the warm-up. wsd: stable, then linear decay over the last fifth. halving: the paper's five halvings, at even distances.",
+        description="After the warm-up. wsd: stable, then linear decay over the last fifth. halving: the paper's five halvings, at even distances. dvae: cosine over the first 40 %, then constant, as the paper's dVAE.",
     )
     final_lr_share: float = Field(0.05, ge=0, le=1, description="Step size at the end over the peak.")
     clip_norm: float = Field(1.0, ge=0, description="Gradient norm limit, 0 = off.")

@@ -17,7 +17,9 @@ def lr_share(config: OptimConfig, step: int) -> float:
     progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
     progress = min(1.0, progress)
     low = config.final_lr_share
-    if config.schedule == "cosine":
+    if config.schedule == "dvae":  # 1.2 of 3 million updates (appendix A.2)
+        progress = min(1.0, progress / 0.4)
+    if config.schedule in ("cosine", "dvae"):
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
     if config.schedule == "linear":
         return 1 - (1 - low) * progress

@@ -150,6 +150,7 @@ def dalle_12b() -> PipelineConfig:
         betas=(0.9, 0.999),
         weight_decay=1e-4,
         warmup_steps=0,
+        schedule="dvae",
         final_lr_share=0.0125,
         clip_norm=0.0,
         ema=0.999,

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from dalle_model.config import ImportTokenizerConfig, TokenizerConfig
+from dalle_model.errors import SourceError
 from tasks.prompts import read_uri
 from tasks.settings import Settings
 
@@ -15,8 +16,10 @@ def of_tokenizer(config: TokenizerConfig, settings: Settings) -> tuple[dict[str,
 
 def of_imported(config: ImportTokenizerConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """What the two files hold, not where they lie. Raises SourceError when one is not there."""
-    digests = {
-        name: hashlib.sha256(read_uri(uri, settings)).hexdigest()
-        for name, uri in (("encoder", config.encoder), ("decoder", config.decoder))
-    }
+    digests = {}
+    for name, uri in (("encoder", config.encoder), ("decoder", config.decoder)):
+        try:
+            digests[name] = hashlib.sha256(read_uri(uri, settings)).hexdigest()
+        except SourceError as error:
+            raise SourceError(f"the {name} {uri} cannot be read; give the place of OpenAI's {name}.pkl") from error
     return config.model_dump(mode="json", exclude={"encoder", "decoder"}), digests
