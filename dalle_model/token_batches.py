@@ -50,12 +50,16 @@ class RowOrder:
                 offset = float(torch.rand(1, generator=generator))
                 drawn = np.searchsorted(edges, np.arange(self.num_rows) + offset, side="right")
                 order = np.minimum(drawn, self.num_rows - 1)[order]
+            order.flags.writeable = False  # batches are views of it
             self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1} | {number: order}
         return self._epochs[number]
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Rows of the whole batch of update ``step``, int64 [batch_size], the same on every rank."""
         first = step * self.batch_size
+        number, place = divmod(first, self.num_rows)
+        if place + self.batch_size <= self.num_rows:
+            return self.epoch(number)[place : place + self.batch_size]
         places = np.arange(first, first + self.batch_size)
         epochs = places // self.num_rows
         parts = [self.epoch(int(e))[places[epochs == e] % self.num_rows] for e in np.unique(epochs)]
@@ -86,7 +90,8 @@ class TokenRows:
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """(text int64 [B, L], image int64 [B, N]) of the given rows."""
-        text, image = self.text[rows].astype(np.int64), self.image[rows].astype(np.int64)
+        # take: a third of the time of an index with an array
+        text, image = self.text.take(rows, 0).astype(np.int64), self.image.take(rows, 0).astype(np.int64)
         return torch.from_numpy(text), torch.from_numpy(image)
 
 
