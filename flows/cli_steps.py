@@ -186,6 +186,9 @@ def fit(
     init_from: Annotated[
         str, typer.Option("--init-from", metavar="REF", help="Start from the weights of this model, and its shape.")
     ] = "",
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Learn one batch by heart first (30 updates); stop if that fails.")
+    ] = False,
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
@@ -199,6 +202,8 @@ def fit(
     `--set train.objective=text` trains a GPT on the captions alone.
     """
     refs = {"tokens": tokens}
+    if preflight:
+        sets = ["train.preflight=30", *(sets or [])]
     if init_from:
         from flows import commands
 
