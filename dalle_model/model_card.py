@@ -16,7 +16,7 @@ class CardFacts:
 
     name: str = "A text-to-image model"
     data: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = (
         "Drawing pictures of the kind it was trained on, for research, teaching and work with one's own collection."

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,16 @@ def card_facts(store: Store, manifest: Manifest) -> CardFacts:
     if curated := line.get("curated"):
         data["Pairs after curation"] = curated.rows
         data |= {f"Split {split}": rows for split, rows in (curated.stats.get("splits") or {}).items()}
+        data |= {f"Licence {name or '(not stated)'}": n for name, n in (curated.stats.get("licences") or {}).items()}
     data["Trained on rows"] = manifest.stats.get("trained_on", manifest.rows)
     for kind in ("pairs", "curated", "tokenizer", "tokens", "model"):
         if kind in line:
             data[f"Fingerprint of the {kind}"] = line[kind].fingerprint
-    metrics = {k: float(v) for k, v in manifest.stats.items() if k.startswith("loss_") and _is_number(v)}
+    if start := next((i for i in manifest.inputs if i.kind == "model"), None):
+        data["Weights started from model"] = start.fingerprint
+    metrics = {k: f"{v:.4g}" for k, v in manifest.stats.items() if k.startswith("loss_") and _is_number(v)}
     if evaluation := _evaluation(store, manifest):
-        metrics |= {k: float(v) for k, v in evaluation.stats.items() if _is_number(v)}
+        metrics |= _with_intervals(evaluation.stats)
         data["Fingerprint of the evaluation"] = evaluation.fingerprint
     settings = {m.step: m.config["config"] for m in (*line.values(), *([evaluation] if evaluation else []))}
     return CardFacts(f"Model {manifest.fingerprint[:12]}", data, metrics, settings)
@@ -75,6 +78,19 @@ def _evaluation(store: Store, manifest: Manifest) -> Manifest | None:
     found = (store.find(known.step, known.fingerprint) for known in store.artifacts() if known.step == "evaluate")
     ours = [m for m in found if m is not None and any(i.fingerprint == manifest.fingerprint for i in m.inputs)]
     return max(ours, key=lambda m: float(m.facts.get("started_at", 0)), default=None)
+
+
+def _with_intervals(stats: Mapping[str, Any]) -> dict[str, str]:
+    """Figures as text; one that has a lower and an upper bound is told with them, as the report does."""
+    numbers = {name: float(value) for name, value in stats.items() if _is_number(value)}
+    told = {}
+    for name, value in numbers.items():
+        ends = [name.removesuffix(end) for end in ("_low", "_high") if name.endswith(end)]
+        if ends and ends[0] in numbers:
+            continue
+        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+        told[name] = f"{value:.4g}" if low is None or high is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    return told
 
 
 def _is_number(value: Any) -> bool:

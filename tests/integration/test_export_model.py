@@ -31,7 +31,9 @@ def test_export_writes_a_model_that_draws_and_says_what_it_was_made_from(tiny_ru
     for stage in ("ingest", "curate", "fit-tokenizer", "encode", "fit", "evaluate"):
         assert tiny_run.manifest(stage).fingerprint in card, stage
     metrics = tiny_run.manifest("evaluate").stats
-    assert f"| recognisability | {metrics['recognisability']:.4g} |" in card and "| Source | openmoji |" in card
+    value, low, high = (metrics[f"recognisability{end}"] for end in ("", "_low", "_high"))
+    assert f"| recognisability | {value:.4g} [{low:.4g}, {high:.4g}] |" in card and "recognisability_low" not in card
+    assert "| Source | openmoji |" in card and "| Licence CC-BY-SA-4.0 | 96 |" in card
     settings = json.loads(card.split("```json")[1].split("```")[0])
     assert settings["fit"] == model.config["config"] and settings["ingest"]["source"] == "openmoji"
     again = dalle(*words)
