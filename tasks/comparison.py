@@ -142,7 +142,7 @@ _SHOWN = 24
 
 
 def compared_table(told: Comparison) -> Compared:
-    """The table of two models as a page shows it."""
+    """The table of two models as a page shows it: what decides, and what differs at all."""
     rows = tuple(
         ComparedFigure(
             name=spoken(row.figure),
@@ -159,6 +159,7 @@ def compared_table(told: Comparison) -> Compared:
             decides=row.decides,
         )
         for row in told.rows
+        if row.decides or row.told.wins or row.told.losses
     )
     return Compared(told.sentence, rows)
 

@@ -15,7 +15,7 @@ import torch
 from dalle_model.config import EvaluateConfig
 from dalle_model.dual_encoder import Judge
 from dalle_model.errors import DataError
-from dalle_model.features import ModelFeatures, TokenizerFeatures
+from dalle_model.features import ModelFeatures, RandomFeatures, TokenizerFeatures
 from dalle_model.images import encode_png, to_float
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
 from dalle_model.metrics import bits_per_pixel
@@ -92,15 +92,17 @@ def work(job: Job) -> Outcome:
         measures.copies(found, group, near, detector.features, suffix)  # type: ignore[arg-type]  # no copies without a group
     _likelihoods(job, subject, found, watch)
     evidence = Evidence(job, subject.model, found, train, held, subject.training, tuple(copies), judge)
+    data = report(evidence)
     objects = (
         job.put(json.dumps(found.document(), sort_keys=True, indent=1).encode(), ext="json", role="metrics"),
         job.put(found.table(), ext="parquet", role="values"),
         _drawings(job, subject, [train, held], copies),
         job.put(sheet(train, held), ext="png", role="sheet.samples"),
-        job.put(report_html(report(evidence)), ext="html", role="report"),
+        job.put(report_html(data), ext="html", role="report"),
         *judge_objects,
     )
-    return Outcome(objects, total, found.figures, watch.facts())
+    told = f"{data.summary} Against the model before: {data.compared.sentence}." if data.compared else data.summary
+    return Outcome(objects, total, {**found.figures, "summary": told}, watch.facts())
 
 
 def _subject(job: Job) -> Subject:
@@ -202,7 +204,8 @@ def _measure(
         measures.scenes(found, group, suffix)
         with watch.networks():
             measures.published(found, group, inception, clip, suffix)
-    measures.distributions(found, train.made, train.truth, train.rebuilt, others)
+    random = Timed(RandomFeatures(), watch)
+    measures.distributions(found, train.made, train.truth, train.rebuilt, others, random=random)
     measures.variety(found, easel.repeat(train), train.made)
     measures.code_health(found, train, painter.tokenizer.vocab_size)
 

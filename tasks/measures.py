@@ -76,16 +76,18 @@ def distributions(
     rebuilt: UInt8 | None,
     others: Sequence[tuple[str, Features]],
     reference: str = _SAME_CAPTIONS,
+    random: Features | None = None,
 ) -> None:
     """How far the set of drawings lies from a set of true pictures, both uint8 [n, H, W, 3].
 
     rebuilt: the true pictures sent through the tokenizer; None: the sets do not belong together picture by picture.
-    others: more features, each with the end of its figures' names. Sets too small for a measure go without it.
+    random: the untrained network, or a stand-in that also keeps the time. others: more features, each with the end of
+    its figures' names. Sets too small for a measure go without it.
     """
     n, paired = len(made), rebuilt is not None
     if n < 2:
         return
-    random = RandomFeatures()
+    random = random or RandomFeatures()
     how = _DISTANCE_INTERVAL if paired else _DISTANCE_INTERVAL.replace("over captions", "of each set")
     about: dict[str, Any] = {"n": n, "reference": reference, "interval": how}
     a, b = (random.of(to_float(x)) for x in (truth, made))
