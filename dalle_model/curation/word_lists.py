@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import product
 
@@ -41,8 +41,14 @@ class WordList:
         words = words_of(captions, separators=_SEPARATORS)
         hit = self._hits(words.vocabulary)
         counts = np.bincount(words.row[hit[words.codes]], minlength=words.rows).astype(np.float64)
+        terms = {term for phrase in self.phrases for term in phrase}
+        codes: dict[str, list[int]] = {}
+        for code, word in enumerate(words.vocabulary):
+            for term in folded(word) & terms:
+                codes.setdefault(term, []).append(code)
         for phrase in self.phrases:
-            counts += self._phrase(words, phrase)
+            if all(term in codes for term in phrase):
+                counts += _phrase(words, [codes[term] for term in phrase])
         return counts
 
     def found(self, caption: str) -> list[str]:
@@ -51,23 +57,30 @@ class WordList:
         return [words.vocabulary[code] for code in words.codes if self._hits([words.vocabulary[code]])[0]]
 
     def _hits(self, vocabulary: list[str]) -> npt.NDArray[np.bool_]:
-        return np.array([any(self._listed(form) for form in folded(word)) for word in vocabulary], bool)
-
-    def _listed(self, word: str) -> bool:
-        return word in self.words or (bool(self.beginnings) and word.startswith(self.beginnings))
-
-    def _phrase(self, words: Words, phrase: tuple[str, ...]) -> Scores:
-        at = np.arange(max(len(words.codes) - len(phrase) + 1, 0))
-        for offset, term in enumerate(phrase):
-            equal = np.array([term in folded(word) for word in words.vocabulary], bool)
-            at = at[equal[words.codes[at + offset]]] if len(at) else at
-        whole = at[words.row[at] == words.row[at + len(phrase) - 1]] if len(at) else at
-        return np.bincount(words.row[whole], minlength=words.rows).astype(np.float64)
+        listed, begun = self.words, self.beginnings
+        return np.array(
+            [
+                not listed.isdisjoint(forms) or any(form.startswith(begun) for form in forms)
+                for forms in map(folded, vocabulary)
+            ],
+            bool,
+        )
 
 
-@cache
+def _phrase(words: Words, codes: list[list[int]]) -> Scores:
+    """How often each caption has words of these codes one after the other, float64 [R]."""
+    at = np.arange(max(len(words.codes) - len(codes) + 1, 0))
+    for offset, wanted in enumerate(codes):
+        at = at[np.isin(words.codes[at + offset], wanted)]
+    whole = at[words.row[at] == words.row[at + len(codes) - 1]]
+    return np.bincount(words.row[whole], minlength=words.rows).astype(np.float64)
+
+
+@lru_cache(maxsize=200_000)
 def folded(word: str) -> frozenset[str]:
     """The forms under which a word is looked up; all are lower case without accents."""
+    if word.isascii() and word.isalpha() and not _DRAWN_OUT.search(word):
+        return frozenset((word.lower(),))  # nothing to see through
     plain = unicodedata.normalize("NFKC", word).casefold()
     plain = "".join(c for c in unicodedata.normalize("NFD", plain) if not unicodedata.combining(c))
     forms = {plain.strip("@$!*")}

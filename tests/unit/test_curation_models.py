@@ -9,10 +9,15 @@ from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
 
-from dalle_model.config import CurateConfig, IngestConfig
-from dalle_model.curation.scorers import Clip, ImageClassifier, folder_digest
+from dalle_model.captions import CaptionTokenizer, train_bpe
+from dalle_model.config import CurateConfig, IngestConfig, ModelConfig, SamplerConfig, TokenizerConfig
+from dalle_model.curation.scorers import Clip, ImageClassifier, OwnModel, folder_digest
+from dalle_model.dalle import DalleShape, build_dalle
 from dalle_model.errors import DataError, RefNotFound, UsageError
+from dalle_model.images import stack_squares
 from dalle_model.runtime import Runtime
+from dalle_model.text_to_image import TextToImage
+from dalle_model.tokenizers.registry import build_tokenizer
 from tasks.artifacts import Manifest
 from tasks.curate_scores import stored_tables
 from tasks.model_scores import model_digests
@@ -110,3 +115,24 @@ def test_what_is_no_model_is_refused_in_words(tmp_path: Path, dataset: tuple[Dat
         model_digests(CurateConfig(agreement_model=pairs.fingerprint), data.settings)
     with pytest.raises(DataError, match=r"does not load as CLIPModel"):
         Clip(classifier, Runtime())
+
+
+def test_a_model_of_this_package_scores_what_the_picture_brings() -> None:
+    bpe = train_bpe(["red heart", "clown face"] * 3, 280)
+    tokenizer = build_tokenizer(
+        TokenizerConfig(image_px=16, downsampling=4, fsq_levels=(8, 8), width=8, blocks_per_group=1),
+        Runtime().generator(1),
+    )
+    shape = DalleShape.of(tokenizer, CaptionTokenizer.from_json(bpe).vocab_size, 8)
+    network = build_dalle(ModelConfig(dim=32, depth=1, heads=2), shape, Runtime().generator(2))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
+    model = TextToImage(network, tokenizer, bpe, SamplerConfig())
+    images = [encoded(photo(40, 40, seed=n), "PNG") for n in range(3)]
+    scores = OwnModel(model, Runtime()).score(images, ["red heart", "clown face", "red heart"])
+    shown = stack_squares(images, 16)
+    gain = model.score_text(shown[:1], ["red heart"]) - model.score_text(None, ["red heart"])
+    tokens = len(CaptionTokenizer.from_json(bpe).encode("red heart"))
+    assert scores[0] == pytest.approx(float(gain[0]) / tokens, abs=2e-4)
+    assert scores[0] != scores[2], "the picture counts"
