@@ -123,6 +123,8 @@ GENERATION = _schema(
 
 def normalise_caption(caption: str) -> str:
     """NFC, control and format characters dropped, white space folded to single spaces."""
+    if caption.isascii() and caption.isprintable():  # most are, and need no look at each character
+        return " ".join(caption.split())
     text = unicodedata.normalize("NFC", caption)
     kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     return " ".join(kept.split())

@@ -101,7 +101,16 @@ def _read_remote(path: Remote, max_bytes: int) -> bytes | Refused:
 
 def below(folder: AnyPath, name: str) -> AnyPath:
     """The path ``name`` beside a file in ``folder``, as it is written: links are not followed."""
-    return folder / name if isinstance(folder, Remote) else Path(os.path.normpath(folder / name))
+    return folder / name if isinstance(folder, Remote) else Path(os.path.normpath(os.path.join(folder, name)))
+
+
+def key_below(root: AnyPath, path: AnyPath) -> str:
+    """The path of ``path`` below ``root`` with /, "" when it lies elsewhere. On text: a path object per row costs more."""
+    if isinstance(path, Remote):
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else ""
+    text, start = str(path), str(root)
+    start = start if start.endswith(os.sep) else start + os.sep
+    return text[len(start) :].replace(os.sep, "/") if text.startswith(start) else ""
 
 
 def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
@@ -111,12 +120,9 @@ def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
     if isinstance(folder, Remote):
         found = folder / name
         return found if found.is_relative_to(root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
-    assert isinstance(root, Path)
-    try:
-        path = (folder / name).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of symbolic links, a name too long
-        return Refused(Reason.UNREADABLE_FILE, _words(error))
-    if not path.is_relative_to(root):
+    # A loop of links or a name that is too long stays in the path, and reading it says so.
+    path = Path(os.path.realpath(os.path.join(folder, name)))
+    if not key_below(root, path) and path != root:
         return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
     return path
 
@@ -144,7 +150,7 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
     total = hashlib.sha256()
 
     def one(path: Any) -> bytes:
-        return json.dumps([path.relative_to(root).as_posix(), _content(path, root)]).encode() + b"\n"
+        return json.dumps([key_below(root, path), _content(path, root)]).encode() + b"\n"
 
     paths = iter(files)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "digest") as threads:
@@ -162,7 +168,7 @@ def _content(path: AnyPath, root: AnyPath) -> str:
                 return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # reads into a buffer
         except FileNotFoundError:
             return Reason.MISSING_FILE
-    if path.is_symlink():
+    if os.path.islink(path):
         target = inside(root, path.parent, path.name)
         return (
             target.reason

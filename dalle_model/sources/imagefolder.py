@@ -14,7 +14,7 @@ import numpy as np
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, below, content_digest, existing, inside, read_picture, skip, walk
+from dalle_model.sources.base import Row, below, content_digest, existing, inside, key_below, read_picture, skip, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
 
@@ -128,12 +128,11 @@ def row_of(
     if not isinstance(name, str):
         return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
     image = inside(root, folder, name)
-    written: Any = below(folder, name) if "\0" not in name else folder
-    # What lies outside is named by its line: a key holds no path that is good on one machine only.
-    inner = written.is_relative_to(root) and written != root
+    written = below(folder, name) if "\0" not in name else folder
     licence, author = record.get("licence", record.get("license")), record.get("author")
     row = Row(
-        written.relative_to(root).as_posix() if inner else where,
+        # What lies outside is named by its line: a key holds no path that is good on one machine only.
+        key_below(root, written) or where,
         caption_in(record, column),
         image,
         licence if isinstance(licence, str) else "",
