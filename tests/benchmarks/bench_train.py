@@ -1,4 +1,4 @@
-"""Training step against the peers, one interleaved run: ``python tests/benchmarks/bench_train.py [S|M] [ROUNDS]``.
+"""Training step against the peers, one interleaved run: ``python tests/benchmarks/bench_train.py [S|M] [ROUNDS] [THREADS]``.
 
 Peers: transformers' GPT2LMHeadModel (sdpa) and dalle-pytorch's DALLE, both under bf16 autocast with fused AdamW, as a
 user would write it. dalle-pytorch is not a dependency; without it (``pip install --no-deps dalle-pytorch
@@ -6,6 +6,7 @@ axial-positional-embedding rotary-embedding-torch einops``, on the path) its row
 ``dalle_model.training``: batch, loss, backward, clipping, optimiser.
 
 Every round runs each variant once, so noise hits all alike; a ratio is the median over rounds of the ratio in a round.
+With THREADS 1 the seconds are those of the thread's CPU, which other programs on the machine disturb far less.
 Start it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 to have the pages kept as our launcher does.
 """
 
@@ -138,9 +139,10 @@ def needed_flops(size: str) -> float:
     return 6 * BATCH * (products + length * length * DIM * DEPTH)
 
 
-def main(size: str, rounds: int) -> None:
+def main(size: str, rounds: int, threads: int) -> None:
     """One line per variant."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
+    clock = time.thread_time if threads == 1 else time.perf_counter
     torch.manual_seed(0)
     variants: dict[str, Callable[[], object]] = {"ours": ours(size)}
     variants["transformers GPT2LMHeadModel bf16"] = gpt2(size)
@@ -152,16 +154,16 @@ def main(size: str, rounds: int) -> None:
     limits = []
     for number in range(rounds + 1):
         for name, step in variants.items():
-            started = time.perf_counter()
+            started = clock()
             step()
             if number:
-                times[name].append(time.perf_counter() - started)
-        limits.append(matmul_flops(Runtime(dtype=torch.bfloat16), repeats=2))
+                times[name].append(clock() - started)
+        limits.append(matmul_flops(Runtime(dtype=torch.bfloat16), repeats=2, clock=clock))
     text, grid, _ = SIZES[size]
     tokens, limit = BATCH * (text + grid**2), max(limits)
     kept = os.environ.get("MALLOC_MMAP_MAX_") == "0"
     print(
-        f"size {size}, {tokens} tokens per update, {torch.get_num_threads()} threads, {platform.machine()}, torch "
+        f"size {size}, {tokens} tokens per update, {torch.get_num_threads()} threads{' (CPU seconds)' if threads == 1 else ''}, {platform.machine()}, torch "
         f"{torch.__version__}, pages kept: {kept}, bf16 products {limit / 1e9:.0f} GFLOP/s, {rounds} rounds"
     )
     print(
@@ -177,4 +179,5 @@ def main(size: str, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "M", int(sys.argv[2]) if len(sys.argv) > 2 else 7)
+    given = dict(enumerate(sys.argv[1:]))
+    main(given.get(0, "M"), int(given.get(1, 7)), int(given.get(2, len(os.sched_getaffinity(0)))))
