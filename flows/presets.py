@@ -158,12 +158,28 @@ def gan() -> PipelineConfig:
 
 
 def scenes() -> PipelineConfig:
-    """Captioned shapes at 32 px with exact truth; five pairs of colour and shape are never trained on. Not measured yet.
+    """Captioned shapes at 32 px with exact truth; five pairs of colour and shape are never trained on.
 
     Needs no package and no download. The evaluation tells for each attribute what share of the drawings meets it, for
-    trained captions and for the held-out pairs. Its time and its figures have not been measured on any machine.
+    trained captions and for the held-out pairs.
+
+    Hardware: 2 cores with bfloat16 instructions, shared with other programs; one thread.
+    Minutes there: ingest 0.5, tokenizer 0.5, transformer about 10 if undisturbed (97 rows a second).
+    Result: reconstructions of 27.6 dB and a structural similarity of 0.95 on unseen scenes; the image loss falls from
+    6.24 (nothing learnt) to 1.2 after 100 updates and to 0.92 after 350. The run was not taken to its end, so what
+    share of the captions is met has not been measured yet. Measured on 2026-11-25 with torch 2.13 on Zen 5.
     """
-    optim = OptimConfig(steps=3000, batch_size=64, lr=1e-3)
+    optim = OptimConfig(
+        steps=900,
+        batch_size=64,
+        optimizer="muon",
+        muon_lr=0.02,
+        lr=2e-3,
+        weight_decay=0.1,
+        warmup_steps=30,
+        final_lr_share=0.02,
+        checkpoint_every=50,
+    )
     return PipelineConfig(
         ingest=IngestConfig(source="scenes:10000", image_px=32),
         curate=CurateConfig(
@@ -174,10 +190,23 @@ def scenes() -> PipelineConfig:
             downsampling=4,
             fsq_levels=(8, 8, 8),
             width=32,
-            optim=optim.model_copy(update={"betas": (0.9, 0.999), "weight_decay": 1e-4}),
+            blocks_per_group=1,
+            optim=optim.model_copy(
+                update={
+                    "steps": 300,
+                    "muon_lr": 0.01,
+                    "betas": (0.9, 0.999),
+                    "weight_decay": 1e-4,
+                    "warmup_steps": 20,
+                }
+            ),
         ),
         encode=EncodeConfig(text_vocab_size=300, max_text_tokens=24),
-        fit=FitConfig(model=ModelConfig(dim=192, depth=4, heads=6), train=TrainConfig(optim=optim)),
+        fit=FitConfig(
+            model=ModelConfig(dim=192, depth=4, heads=6),
+            train=TrainConfig(optim=optim),
+            sampler=SamplerConfig(temperature=0.5, guidance=1.5),
+        ),
         evaluate=EvaluateConfig(num_captions=192, num_heldout=192),
         generate=GenerateConfig(prompts=("a red circle", "a small blue square left of a large green ring")),
     )
