@@ -803,7 +803,7 @@ class GenerateConfig(Section):
     )
     weights: Literal["", "full", "int8"] = Field(
         "",
-        description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once and its pictures are others of the same quality.",
+        description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once; its pictures are others.",
     )
 
 

@@ -22,7 +22,7 @@ from dalle_model.sampling import Request, draw_with
 from dalle_model.scenes import render, scene_at
 from dalle_model.token_batches import pad_text
 
-GRID, LEVELS, TEXT, HELDOUT, TRAIN = 8, 4, 24, 256, 8_000
+GRID, LEVELS, TEXT, HELDOUT, TRAIN = 8, 4, 24, 256, 4_000
 
 
 def tokens_of(picture: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
