@@ -31,7 +31,7 @@ def main() -> int:
         tiny = run_once(folder / "tiny")
         grown = asked.prompts // 20
         result = overlap(
-            tiny, folder, prompts=asked.prompts, grown=grown, n=asked.n, kills=asked.kills, rows=4, seed=asked.seed
+            tiny, folder, prompts=asked.prompts, grown=grown, n=asked.n, kills=asked.kills, rows=2, seed=asked.seed
         )
     wanted = (2 * asked.prompts + grown) * asked.n
     passed = not result.problems and result.kills >= asked.kills and result.pictures == wanted

@@ -45,7 +45,7 @@ class _Run:
     def start(self, random_: random.Random, kills_left: bool) -> None:
         """Every other kill strikes at a receipt, where a picture could be lost or made twice; the others at any moment."""
         self.aimed = kills_left and not self.aimed
-        self.die_at = time.monotonic() + random_.uniform(0.5, 15.0) if kills_left and not self.aimed else math.inf
+        self.die_at = time.monotonic() + random_.uniform(0.5, 8.0) if kills_left and not self.aimed else math.inf
         moment = f"part.{random_.choice(('before', 'after'))}_receipt:{random_.randint(1, 3)}"
         self.driver.start(**({"DALLE_FAULT": moment} if self.aimed else {}))
 
