@@ -109,7 +109,8 @@ def _attend(run: _Run, result: Overlap, random_: random.Random, kills: int) -> N
     if run.driver.running:
         if time.monotonic() < run.die_at:
             return
-        run.driver.kill(random_.choice(("all", "parent", "child")))
+        what = random_.choice(("all", "parent", "child"))
+        run.driver.kill(what if run.driver.workers() else "all")  # before it has a worker there is no child to kill
         result.kills += 1
     code, _, err = run.driver.wait()
     if left := run.driver.gone():
