@@ -805,6 +805,16 @@ class GenerateConfig(Section):
         "",
         description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once; its pictures are others.",
     )
+    nsfw_model: str = Field(
+        "",
+        description="Classifier of the drawn pictures: nudenet (`pip install .[nsfw]`), or the path of a Hugging Face image-classification folder with a label nsfw. Empty = not checked, which does not mean safe.",
+    )
+    max_nsfw: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Score of that classifier at most; above it the row keeps its reason and no picture.",
+    )
 
 
 class PipelineConfig(Section):

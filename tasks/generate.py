@@ -5,9 +5,11 @@ import importlib.metadata
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,26 +24,33 @@ from dalle_model.images import to_uint8
 from dalle_model.prompt_policy import PromptPolicy
 from dalle_model.records import GENERATION
 from dalle_model.sheets import contact_sheet
-from tasks.artifacts import Part
+from tasks.artifacts import ObjectRef, Part
 from tasks.drawing import Painter, load_painter
 from tasks.job import Job, Outcome
+from tasks.model_scores import nsfw_digest, open_nsfw
 from tasks.pages import gallery_html
 from tasks.prompts import all_prompts, read_uri
 from tasks.settings import Settings
 from tasks.work_items import Item, Piece, items_of, pieces
 
+if TYPE_CHECKING:
+    from dalle_model.curation.scorers import Scorer
+
 _ON_SHEET = 96
-_NOT_CHECKED = ("nsfw",)  # of the pictures, said in every batch: not checked is not safe
 _IN_GALLERY = 4000  # pictures; the page is one file
 
 
 def identity(config: GenerateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """The config without the places of the prompt file and of the word list, and the digests of what they hold."""
     _, digest = all_prompts(config, settings)
-    outside = {"prompts": digest} if digest else {}
-    return config.model_dump(mode="json", exclude={"prompts_uri", "policy_file"}), outside | _policy_digests(
-        prompt_policy(config, settings)
-    )
+    recorded = config.model_dump(mode="json", exclude={"prompts_uri", "policy_file", "nsfw_model"})
+    return recorded, ({"prompts": digest} if digest else {}) | _rules_outside(config, settings)
+
+
+def _rules_outside(config: GenerateConfig, settings: Settings) -> dict[str, str]:
+    """Digests of the word lists and of the classifier's weights."""
+    lists = {f"policy.{name}": words.digest for name, words in prompt_policy(config, settings).lists}
+    return lists | ({"nsfw": nsfw_digest(config.nsfw_model)} if config.nsfw_model else {})
 
 
 def prompt_policy(config: GenerateConfig, settings: Settings) -> PromptPolicy:
@@ -50,8 +59,26 @@ def prompt_policy(config: GenerateConfig, settings: Settings) -> PromptPolicy:
     return PromptPolicy.standard(own, packaged=config.prompt_policy == "standard")
 
 
-def _policy_digests(policy: PromptPolicy) -> dict[str, str]:
-    return {f"policy.{name}": words.digest for name, words in policy.lists}
+@dataclass(frozen=True)
+class _Studio:
+    """What draws, and what decides about prompts and pictures."""
+
+    painter: Painter
+    policy: PromptPolicy
+    classifier: "Scorer | None"
+    rules: dict[str, Any]  # as they are recorded
+
+
+def _studio(job: Job) -> _Studio:
+    config: GenerateConfig = job.config
+    recorded = job.spec.recorded_config["outside"]
+    if _rules_outside(config, job.settings).items() - recorded.items():
+        raise DataError("the word list or the classifier of this batch changed since the run began; start again")
+    policy = prompt_policy(config, job.settings)
+    rules = policy.record() | ({"nsfw": recorded["nsfw"], "max_nsfw": config.max_nsfw} if config.nsfw_model else {})
+    painter = load_painter(job, job.inputs["model"], config.sampler, config.seed, config.weights)
+    classifier = open_nsfw(config.nsfw_model, job.runtime) if config.nsfw_model else None
+    return _Studio(painter, policy, classifier, rules)
 
 
 def work(job: Job) -> Outcome:
@@ -60,19 +87,17 @@ def work(job: Job) -> Outcome:
     prompts, digest = all_prompts(config, job.settings)
     if digest != job.spec.recorded_config["outside"].get("prompts", ""):
         raise DataError(f"the prompt file {config.prompts_uri} changed since this run began; start again")
-    policy = prompt_policy(config, job.settings)
-    if _policy_digests(policy).items() - job.spec.recorded_config["outside"].items():
-        raise DataError(f"the word list {config.policy_file} changed since this run began; start again")
-    painter = load_painter(job, job.inputs["model"], config.sampler, config.seed, config.weights)
+    studio = _studio(job)
+    painter = studio.painter
     about = {
         "sampler": painter.sampler.model_dump(mode="json"),
         "format": config.format,
-        "policy": policy.record(),
+        "policy": studio.rules,
     }
     cut = pieces(items_of(prompts, config), config.rows_per_shard, about, painter.fingerprint)
-    parts = _drawn(job, painter, policy, cut)
+    parts = _drawn(job, studio, cut)
     objects = [o for piece in cut for o in parts[piece.key].objects]
-    rows = [row for o in objects for row in pq.read_table(job.fetch(o), columns=_SHOWN).to_pylist()][:_IN_GALLERY]
+    rows = list(islice(_shown_rows(job, objects), _IN_GALLERY))
     gallery = gallery_html(rows, title="Generated pictures", facts=_facts(painter, config), tile_px=config.upscale_px)
     objects.append(job.put(gallery, ext="html", role="gallery"))
     objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
@@ -82,15 +107,15 @@ def work(job: Job) -> Outcome:
         "drawn": drawn,
         "refused": total - drawn,
         "cut": shortened,
-        "policy": policy.record(),
-        "not_checked": list(_NOT_CHECKED),
+        "policy": studio.rules,
+        "not_checked": [] if config.nsfw_model else ["nsfw"],  # not checked is not safe
     }
     return Outcome(tuple(objects), total, stats)
 
 
-def _drawn(job: Job, painter: Painter, policy: PromptPolicy, cut: Sequence[Piece]) -> dict[str, Part]:
+def _drawn(job: Job, studio: _Studio, cut: Sequence[Piece]) -> dict[str, Part]:
     """The receipt of every piece; those that no run has drawn yet are drawn now."""
-    if painter.sampler.guidance == 1.0 and any(item.negative for piece in cut for item in piece.items):
+    if studio.painter.sampler.guidance == 1.0 and any(item.negative for piece in cut for item in piece.items):
         raise UsageError("a negative prompt works through guidance, which is 1 (off); set sampler.guidance, e.g. 2")
     found = {piece.key: part for piece in cut if (part := _receipt(job, piece)) is not None}
     total = sum(len(piece.items) for piece in cut)
@@ -102,7 +127,7 @@ def _drawn(job: Job, painter: Painter, policy: PromptPolicy, cut: Sequence[Piece
     for piece in missing[first:] + missing[:first]:
         part = _receipt(job, piece)
         if part is None:
-            part = _draw_piece(job, painter, policy, piece.items, done, total)
+            part = _draw_piece(job, studio, piece.items, done, total)
             job.commit_part(0, part, piece.key)
         found[piece.key] = part
         done += len(piece.items)
@@ -119,11 +144,15 @@ def _receipt(job: Job, piece: Piece) -> Part | None:
 _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 
 
-def _draw_piece(
-    job: Job, painter: Painter, policy: PromptPolicy, items: Sequence[Item], before: int, total: int
-) -> Part:
-    """Rows of one piece in order: drawn pictures, and refused prompts with their reason."""
+def _shown_rows(job: Job, objects: Sequence[ObjectRef]) -> Iterator[dict[str, Any]]:
+    for obj in objects:
+        yield from pq.read_table(job.fetch(obj), columns=_SHOWN).to_pylist()
+
+
+def _draw_piece(job: Job, studio: _Studio, items: Sequence[Item], before: int, total: int) -> Part:
+    """Rows of one piece in order: drawn pictures, and with their reason refused prompts and withheld pictures."""
     config: GenerateConfig = job.config
+    painter, policy = studio.painter, studio.policy
     # a model without prompts draws for the empty one: there is nothing to judge
     judged = {item.prompt for item in items if item.prompt or painter.reads_prompts}
     refused = {item.prompt: policy.judge(item.prompt) if item.prompt in judged else None for item in items}
@@ -145,11 +174,26 @@ def _draw_piece(
         rows.append(
             row | {"status": "drawn", "image_tokens": ids.tolist() if painter.reads_prompts else [], "image": image}
         )
+    if studio.classifier is not None:
+        _withhold(rows, studio.classifier, config.max_nsfw)
     out = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=GENERATION), out, compression="zstd")
     obj = job.put(out.getvalue(), ext="parquet", role="generations", rows=len(rows))
     shortened = sum(row["status"] == "drawn" and bool(row["reason"]) for row in rows)
-    return Part(objects=(obj,), stats={"pictures": len(items), "drawn": len(drawn), "cut": shortened})
+    return Part(
+        objects=(obj,),
+        stats={"pictures": len(items), "drawn": sum(row["status"] == "drawn" for row in rows), "cut": shortened},
+    )
+
+
+def _withhold(rows: Sequence[dict[str, Any]], classifier: "Scorer", limit: float) -> None:
+    """Take the picture from every row that the classifier scores above ``limit``; the row stays, with the score."""
+    drawn = [row for row in rows if row["status"] == "drawn"]
+    scores = classifier.score([row["image"] for row in drawn], [row["prompt"] for row in drawn]) if drawn else ()
+    for row, score in zip(drawn, scores, strict=True):
+        if score > limit:
+            reason = f"picture not safe for work: {score:g} by the classifier, {limit:g} at most"
+            row.update(status="refused", reason=reason, image_tokens=[], image=b"")
 
 
 def _row(painter: Painter, item: Item) -> dict[str, Any]:

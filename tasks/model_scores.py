@@ -20,6 +20,7 @@ from tasks.tables import TableFile
 
 if TYPE_CHECKING:  # torch is a second of start-up that other curations need not pay
     from dalle_model.curation.scorers import Scorer
+    from dalle_model.runtime import Runtime
 
 _BATCH = 64
 _SCHEMA = pa.schema([pa.field("score", pa.float64(), nullable=True)], metadata={"record": "ModelScore"})
@@ -30,13 +31,7 @@ def model_digests(config: CurateConfig, settings: Settings) -> dict[str, str]:
     """Which weights each rule that asks a model would ask, by rule. UsageError or RefNotFound where there are none."""
     digests: dict[str, str] = {}
     if config.nsfw_model:
-        from dalle_model.curation.scorers import NUDENET, folder_digest, nudenet_file
-
-        if config.nsfw_model == NUDENET:
-            weights = hashlib.sha256(nudenet_file().read_bytes()).hexdigest()
-            digests[NSFW.name] = f"nudenet {importlib.metadata.version(NUDENET)} {weights}"
-        else:
-            digests[NSFW.name] = f"classifier {folder_digest(_folder(config.nsfw_model))}"
+        digests[NSFW.name] = nsfw_digest(config.nsfw_model)
     if config.agreement_model:
         if Path(config.agreement_model).is_dir():
             from dalle_model.curation.scorers import folder_digest
@@ -52,9 +47,26 @@ def model_digests(config: CurateConfig, settings: Settings) -> dict[str, str]:
     return digests
 
 
+def nsfw_digest(name: str) -> str:
+    """Kind and weights of a classifier of what is not safe for work: ``nudenet``, or a folder. UsageError for neither."""
+    from dalle_model.curation.scorers import NUDENET, folder_digest, nudenet_file
+
+    if name == NUDENET:
+        weights = hashlib.sha256(nudenet_file().read_bytes()).hexdigest()
+        return f"nudenet {importlib.metadata.version(NUDENET)} {weights}"
+    return f"classifier {folder_digest(_folder(name))}"
+
+
+def open_nsfw(name: str, runtime: "Runtime") -> "Scorer":
+    """The classifier behind ``nsfw_digest``."""
+    from dalle_model.curation import scorers
+
+    return scorers.NudeNet() if name == scorers.NUDENET else scorers.ImageClassifier(name, runtime)
+
+
 def _folder(path: str) -> str:
     if not Path(path).is_dir():
-        raise UsageError(f"curate.nsfw_model {path!r} is neither nudenet nor a folder; give one of both")
+        raise UsageError(f"nsfw_model {path!r} is neither nudenet nor a folder; give one of both")
     return path
 
 
@@ -92,10 +104,8 @@ def _opened(job: Job, rule: Rule, digest: str) -> "Scorer":
     if model_digests(config, job.settings)[rule.name] != digest:
         raise DataError(f"the model of rule {rule.name} changed after this step began; run it again")
     kind, _, name = digest.partition(" ")
-    if kind == "nudenet":
-        return scorers.NudeNet()
-    if kind == "classifier":
-        return scorers.ImageClassifier(config.nsfw_model, job.runtime)
+    if kind in ("nudenet", "classifier"):
+        return open_nsfw(config.nsfw_model, job.runtime)
     if kind == "clip":
         return scorers.Clip(config.agreement_model, job.runtime)
     from tasks.export_model import text_to_image

@@ -46,7 +46,7 @@ def nudenet_file() -> Path:
     spec = importlib.util.find_spec(NUDENET)
     if spec is None or spec.origin is None:
         raise UsageError(
-            'curate.nsfw_model = nudenet needs that package; run `pip install -c infra/constraints.txt ".[nsfw]"`'
+            'nsfw_model = nudenet needs that package; run `pip install -c infra/constraints.txt ".[nsfw]"`'
         )
     return Path(spec.origin).parent / "320n.onnx"
 

@@ -109,3 +109,31 @@ def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_drawn(
     uri = _write(tmp_path / "p.jsonl", [{"prompt": "a heart", "negative": "red"}])
     with pytest.raises(UsageError, match="guidance"):
         _draw(tiny_run, store, prompts_uri=uri, n=1, sampler=SamplerConfig(guidance=1.0))
+
+
+def test_a_classifier_withholds_pictures_above_the_limit_and_the_rows_stay(
+    tiny_run: TinyRun, store: Store, tmp_path: Path
+) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        num_labels=2,
+        id2label={0: "normal", 1: "nsfw"},
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "classifier")
+    (tmp_path / "classifier" / "preprocessor_config.json").write_text('{"size": 32}')
+    prompts, model = ("a heart", "a clock", "dr4gonfruit"), str(tmp_path / "classifier")
+    strict = _draw(tiny_run, store, prompts=prompts, n=1, nsfw_model=model, max_nsfw=0.0)
+    assert [r["status"] for r in _rows(store, strict)] == ["refused"] * 3
+    assert all("by the classifier, 0 at most" in r["reason"] and r["image"] == b"" for r in _rows(store, strict))
+    lax = _draw(tiny_run, store, prompts=prompts, n=1, nsfw_model=model, max_nsfw=1.0)
+    assert [r["status"] for r in _rows(store, lax)] == ["drawn"] * 3
+    manifest = store.find("generate", lax.ref.fingerprint)
+    assert manifest is not None and manifest.stats["not_checked"] == []
+    assert manifest.stats["policy"]["nsfw"].startswith("classifier ")
