@@ -130,7 +130,7 @@ def _read_ahead(job: Job, shards: Mapping[int, pa.Table], px: int) -> Iterator[t
     """Pictures of each shard, uint8 [R, px, px, 3]; the next one is read and decoded while the caller encodes."""
     with ThreadPoolExecutor(1) as reader:
         waiting = {n: reader.submit(_read, job, shards[n], px) for n in list(shards)[:1]}
-        for n, after in zip(shards, [*list(shards)[1:], None], strict=True):
+        for n, after in zip(shards, [*list(shards)[1:], None], strict=False):
             if after is not None:
                 waiting[after] = reader.submit(_read, job, shards[after], px)
             yield n, waiting.pop(n).result()
