@@ -1,9 +1,11 @@
 """What the drawing commands do: load a model from the store, let ``Studio`` work, write pictures and a record to a folder."""
 
+import importlib.metadata
 import io
 import json
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from flows.commands import latest, preset_config
 from flows.views import prepare_folder, slug, write_whole
 from tasks.devices import DevicePolicy, resolve
 from tasks.export_model import text_to_image
+from tasks.generate import prompt_policy
+from tasks.provenance import encoded
 from tasks.settings import Settings
 from tasks.step import input_ref, open_store
 
@@ -40,12 +44,17 @@ class Ask:
     sets: tuple[str, ...] = ()
 
 
-def studio_of(ask: Ask) -> tuple[Studio, str]:
-    """The model of the store, ready; and its fingerprint. ``--set generate.sampler...`` changes the sampler."""
+def studio_of(ask: Ask, prompt: str = "") -> tuple[Studio, str]:
+    """The model of the store, ready; and its fingerprint. ``--set generate.sampler...`` changes the sampler.
+
+    UsageError for a prompt that the policy of ``generate`` does not draw.
+    """
     store = open_store(ask.settings)
     found = latest(ask.settings, "model") if ask.model == "latest" else input_ref(ask.settings, ask.model, "model")
     parts = text_to_image(store, store.resolve(found.fingerprint))
     config = preset_config("quickstart", list(ask.sets)).generate
+    if prompt and (refusal := prompt_policy(config, ask.settings).judge(prompt)):
+        raise UsageError(f"the prompt is not drawn: {refusal.reason}")
     sampler: SamplerConfig = config.sampler or parts.sampler
     if config.weights:
         sampler = sampler.model_copy(update={"weights": config.weights})
@@ -66,10 +75,20 @@ def _png(picture: UInt8) -> bytes:
     return out.getvalue()
 
 
-def _written(ask: Ask, stem: str, pictures: UInt8, labels: list[str], payload: dict[str, Any]) -> Result:
-    """Pictures, one sheet of all, and ``drawing.json`` with what is known about them."""
+def _written(
+    ask: Ask, studio: Studio, stem: str, pictures: UInt8, labels: list[str], payload: dict[str, Any]
+) -> Result:
+    """Pictures that tell their origin, one sheet of all, and ``drawing.json`` with what is known about them."""
     prepare_folder(ask.out)
-    paths = [str(write_whole(ask.out / f"{stem}-{i}.png", _png(p)).absolute()) for i, p in enumerate(pictures)]
+    about = {
+        "model": payload["model"],
+        "prompt_sha256": sha256(payload["prompt"].encode()).hexdigest(),
+        "seed": ask.seed,
+        "sampler": studio.sampler.model_dump_json(),
+        "code_version": importlib.metadata.version("dalle-prefect"),
+    }
+    files = [encoded(picture, about | {"index": i}) for i, picture in enumerate(pictures)]
+    paths = [str(write_whole(ask.out / f"{stem}-{i}.png", data).absolute()) for i, data in enumerate(files)]
     sheet = write_whole(ask.out / "contact_sheet.png", contact_sheet([_png(p) for p in pictures], labels, px=128))
     payload |= {"pictures": paths, "contact_sheet": str(sheet.absolute()), "seed": ask.seed, "ai_generated": True}
     write_whole(ask.out / "drawing.json", json.dumps(payload, indent=1, sort_keys=True).encode())
@@ -81,24 +100,24 @@ def complete(ask: Ask, image: Path, prompt: str, keep: float, mask: Path | None)
     prepare_folder(ask.out)
     shown = picture_at(image)
     drawn_anew = None
-    studio, fingerprint = studio_of(ask)
+    studio, fingerprint = studio_of(ask, prompt)
     if mask is not None:
         side = studio.image_px
         marked = Image.fromarray(picture_at(mask)).convert("L").resize((side, side), Image.Resampling.NEAREST)
         drawn_anew = np.asarray(marked) >= 128
     made = studio.complete(shown, prompt, keep, ask.n, ask.seed, drawn_anew)
     payload = {"model": fingerprint, "prompt": prompt, "image": str(image), "keep": keep}
-    return _written(ask, slug(prompt), made, [prompt] * len(made), payload)
+    return _written(ask, studio, slug(prompt), made, [prompt] * len(made), payload)
 
 
 def vary(ask: Ask, image: Path, prompt: str, strength: float) -> Result:
     """Variations of a picture."""
     prepare_folder(ask.out)
     shown = picture_at(image)
-    studio, fingerprint = studio_of(ask)
+    studio, fingerprint = studio_of(ask, prompt)
     made, words = studio.vary(shown, ask.n, strength, prompt, ask.seed)
     payload = {"model": fingerprint, "prompt": words, "image": str(image), "strength": strength}
-    return _written(ask, slug(image.stem), made, [words] * len(made), payload)
+    return _written(ask, studio, slug(image.stem), made, [words] * len(made), payload)
 
 
 def caption(ask: Ask, images: list[Path]) -> Result:
@@ -128,20 +147,20 @@ def continue_text(ask: Ask, text: str, language_model: str, expand: bool) -> Res
 def best_of(ask: Ask, prompt: str, candidates: int, clip: str) -> Result:
     """The best n of many pictures of a prompt, by the model's own p(prompt | picture) or by CLIP."""
     prepare_folder(ask.out)
-    studio, fingerprint = studio_of(ask)
+    studio, fingerprint = studio_of(ask, prompt)
     made, scores, indices = studio.best_of(prompt, candidates, ask.n, ask.seed, scorer_of(studio, clip))
     labels = [f"{s:.3f}" for s in scores]
     payload = {
         "model": fingerprint, "prompt": prompt, "candidates": candidates, "ranked_by": clip or "p(prompt | picture)",
         "scores": [float(s) for s in scores], "indices": [int(i) for i in indices],
     }  # fmt: skip
-    return _written(ask, slug(prompt), made, labels, payload)
+    return _written(ask, studio, slug(prompt), made, labels, payload)
 
 
 def loop(ask: Ask, prompt: str, keep: int, rounds: int, threshold: float) -> Result:
     """Prompt, pictures, the model's own words, consistency: keep, resample or flag."""
     prepare_folder(ask.out)
-    studio, fingerprint = studio_of(ask)
+    studio, fingerprint = studio_of(ask, prompt)
     found = studio.loop(prompt, ask.n, keep, rounds, threshold, ask.seed)
     rows = [
         {"index": c.index, "words": c.words, "score": c.score, "agreement": c.agreement, "verdict": c.verdict}
@@ -149,7 +168,7 @@ def loop(ask: Ask, prompt: str, keep: int, rounds: int, threshold: float) -> Res
     ]
     labels = [f"{c.verdict} {c.score:.2f}: {c.words}" for c in found]
     payload = {"model": fingerprint, "prompt": prompt, "threshold": threshold, "candidates": rows}
-    return _written(ask, slug(prompt), np.stack([c.picture for c in found]), labels, payload)
+    return _written(ask, studio, slug(prompt), np.stack([c.picture for c in found]), labels, payload)
 
 
 def explained(ask: Ask, prompt: str, px: int = 192) -> Result:
@@ -157,7 +176,7 @@ def explained(ask: Ask, prompt: str, px: int = 192) -> Result:
     if not prompt.split():
         raise UsageError("the prompt is empty; there is no word to explain")
     prepare_folder(ask.out)
-    studio, fingerprint = studio_of(ask)
+    studio, fingerprint = studio_of(ask, prompt)
     tokens = studio.draw_tokens(prompt, ask.n, ask.seed)
     made = studio.pictures(tokens)
     sheets, surprises = [], []
@@ -170,5 +189,5 @@ def explained(ask: Ask, prompt: str, px: int = 192) -> Result:
         sheets.append(str(write_whole(ask.out / f"{slug(prompt)}-{i}.explained.png", sheet).absolute()))
         surprises.append(why.surprise.round(4).tolist())
     payload = {"model": fingerprint, "prompt": prompt, "explained": sheets, "surprise_nats": surprises}
-    result, lines = _written(ask, slug(prompt), made, [prompt] * len(made), payload)
+    result, lines = _written(ask, studio, slug(prompt), made, [prompt] * len(made), payload)
     return result, [*lines, *(f"explained: {path}" for path in sheets)]

@@ -1,9 +1,7 @@
 """Stage generate: a list of prompts to pictures, a gallery, and a row of provenance for each."""
 
-import html
 import importlib.metadata
 import io
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dalle_model.config import GenerateConfig, canonical_json
 from dalle_model.curation.word_lists import parse_list
@@ -30,6 +26,7 @@ from tasks.job import Job, Outcome
 from tasks.model_scores import nsfw_digest, open_nsfw
 from tasks.pages import gallery_html
 from tasks.prompts import all_prompts, read_uri
+from tasks.provenance import encoded
 from tasks.settings import Settings
 from tasks.work_items import Item, Piece, items_of, pieces
 
@@ -170,7 +167,7 @@ def _draw_piece(job: Job, studio: _Studio, items: Sequence[Item], before: int, t
         ids, picture = next(made)
         cut = len(painter.words.encode(item.prompt)) > painter.max_text_tokens
         row["reason"] = f"cut to {painter.max_text_tokens} tokens" if cut else ""
-        image = _encoded(picture, row, config.format)
+        image = encoded(picture, _origin(row), config.format)
         rows.append(
             row | {"status": "drawn", "image_tokens": ids.tolist() if painter.reads_prompts else [], "image": image}
         )
@@ -210,36 +207,10 @@ def _row(painter: Painter, item: Item) -> dict[str, Any]:
     }
 
 
-def _encoded(image: np.ndarray, row: dict[str, Any], kind: str) -> bytes:  # type: ignore[type-arg]
-    """A PNG or lossless WebP that says what it is: AI-generated, by which model, from which prompt and seed.
-
-    PNG says it in text chunks, WebP in an XMP packet; ``AI generated`` is also IPTC's term for such pictures.
-    """
+def _origin(row: dict[str, Any]) -> dict[str, Any]:
     about = {k: row[k] for k in ("model", "prompt_sha256", "seed", "index", "sampler", "code_version")}
-    if row["negative"]:
-        about["negative_sha256"] = sha256(row["negative"].encode()).hexdigest()
-    out = io.BytesIO()
-    if kind == "webp":
-        Image.fromarray(image).save(out, "WEBP", lossless=True, method=4, xmp=_xmp(about))
-        return out.getvalue()
-    info = PngInfo()
-    info.add_itxt("Software", "dalle-prefect")
-    info.add_itxt("Comment", "AI generated")
-    info.add_itxt("dalle-prefect", json.dumps(about, sort_keys=True))
-    Image.fromarray(image).save(out, "PNG", pnginfo=info)
-    return out.getvalue()
-
-
-def _xmp(about: dict[str, Any]) -> bytes:
-    said = html.escape(json.dumps(about, sort_keys=True))
-    return (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" '
-        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmp:CreatorTool="dalle-prefect" '
-        'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">'
-        f"<dc:description>AI generated</dc:description><dc:source>{said}</dc:source>"
-        "</rdf:Description></rdf:RDF></x:xmpmeta>"
-    ).encode()
+    negative = {"negative_sha256": sha256(row["negative"].encode()).hexdigest()} if row["negative"] else {}
+    return about | negative
 
 
 def _facts(painter: Painter, config: GenerateConfig) -> dict[str, str]:

@@ -77,3 +77,17 @@ def test_text_goes_on_from_its_beginning(ask: Ask) -> None:
 def test_a_missing_picture_is_named(ask: Ask, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.png is not a file"):
         drawing.caption(ask, [tmp_path / "none.png"])
+
+
+def test_pictures_tell_their_origin_and_the_prompt_policy_holds_here_too(ask: Ask) -> None:
+    checked(
+        ask,
+        drawing.explained(ask, "red heart"),
+        [f"red-heart-{i}{kind}.png" for i in range(2) for kind in ("", ".explained")],
+    )
+    with Image.open(ask.out / "red-heart-1.png") as picture:
+        assert picture.info["Comment"] == "AI generated"
+        about = json.loads(picture.info["dalle-prefect"])
+    assert about["index"] == 1 and len(about["model"]) == 64
+    with pytest.raises(UsageError, match="profanity"):
+        drawing.best_of(ask, "f\u200buck", 2, "")
