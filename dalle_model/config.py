@@ -214,7 +214,7 @@ class CurateConfig(Section):
         0.7,
         ge=0,
         le=1,
-        description="How certain it may be, at most, that a caption is in another language. At 0.7 two of 3,953 English emoji names were lost (of places), and 84 to 100 % of those in 12 other languages went; doubt keeps a row.",
+        description="How certain it may be, at most, that a caption is in another language. At 0.7 two of 3,953 English emoji names were lost (of places), and 84 to 100 % of those in 13 other languages went; on other captions it can do worse, and doubt keeps a row.",
     )
     boilerplate_min_share: float = Field(
         0.01,
