@@ -2,8 +2,11 @@
 
 Each child is a fresh interpreter (no fork: nothing is inherited from threads or locks) with a limit on its address
 space and, per picture, on CPU seconds. The parent keeps a wall-clock limit and replaces a child that died or grew old.
-Pictures travel in batches over pipes as a JSON line plus raw bytes; nothing is pickled, since the child reads bytes of
-unknown origin. A child whose parent was killed reads the end of its input and goes.
+Pictures travel in batches over a pipe as JSON plus raw bytes; nothing is pickled, since the child reads bytes of
+unknown origin. Answers are written one by one into a file in memory that outlives the child, and the parent is woken
+once per batch: were it woken per picture, small pictures would cost as much to hand over as to decode. A child that dies
+still leaves exactly one suspect, the first picture without an answer. A child whose parent was killed reads the end of
+its input and goes.
 
 Results come back in the order of the input whatever the number of children, and do not depend on it.
 """
@@ -32,6 +35,7 @@ _T = TypeVar("_T")
 _HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
 _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
+_READ_BYTES = 1 << 20
 _START_S = 60.0
 _STARTS = 3
 _DEATHS = 3  # children that may die of one picture before it is refused
@@ -50,11 +54,29 @@ class PoolLimits:
 # ------------------------------------------------------------------------------------------------ the child's side
 
 
-def _write(stream: BinaryIO, head: dict[str, Any], payload: bytes = b"") -> None:
-    text = json.dumps({**head, "cpu_s": _cpu_s()}).encode()
-    stream.write(_HEADER.pack(len(text), len(payload)) + text)
-    stream.write(payload)
-    stream.flush()
+class _Answers:
+    """Where a child leaves its answers: one record each, complete as soon as the file is that long."""
+
+    def __init__(self, fd: int, bell: BinaryIO) -> None:
+        self._fd, self._bell = fd, bell
+        self.rewind()
+
+    def rewind(self) -> None:
+        """To the start of the file, which the parent has emptied."""
+        self._at = 0
+
+    def write(self, head: dict[str, Any], payload: bytes = b"") -> None:
+        text = json.dumps({**head, "cpu_s": _cpu_s(), "at_s": time.monotonic()}).encode()
+        record = memoryview(_HEADER.pack(len(text), len(payload)) + text + payload)
+        while record:
+            written = os.pwrite(self._fd, record, self._at)
+            self._at += written
+            record = record[written:]
+
+    def ring(self) -> None:
+        """Wake the parent."""
+        self._bell.write(b"!")
+        self._bell.flush()
 
 
 def _address_space() -> int:
@@ -71,14 +93,25 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _limit_cpu(cpu_s: float) -> None:
+class _CpuLimit:
     """SIGXCPU after ``cpu_s`` more seconds of CPU, on top of what this process has used."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(_cpu_s() + cpu_s + 1), hard))
+
+    def __init__(self, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
+        self._hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        self._soft = -1
+
+    def renew(self) -> None:
+        soft = int(_cpu_s() + self._cpu_s + 1)
+        if soft != self._soft:  # the system counts whole seconds: most pictures find the limit as it must be
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, self._hard))
+            self._soft = soft
 
 
 def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
-    """Decode batches until the input ends. One message in per batch, one message out per picture."""
+    """Decode batches until the input ends. One message in per batch, one record out per picture, one byte to ``outputs``
+    when the batch is done.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
     start = json.loads(inputs.readline())
     settings = DecodeSettings(**start["settings"])
@@ -87,33 +120,37 @@ def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
     if space := _address_space():
         limit = space + start["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    _write(outputs, {"ready": True})
+    answers, limit_cpu = _Answers(start["answers_fd"], outputs), _CpuLimit(start["cpu_s"])
+    answers.write({"ready": True})
+    answers.ring()
     # libtiff and others print what they think of a file; a folder of rubbish must not bury the log.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while head := inputs.read(_HEADER.size):
         text, payload = _HEADER.unpack(head)
         sizes = json.loads(inputs.read(text))["sizes"]
         batch = memoryview(inputs.read(payload))
+        answers.rewind()
         offset = 0
         for size in sizes:
-            _limit_cpu(start["cpu_s"])
-            _answer(outputs, batch[offset : offset + size], settings)
+            limit_cpu.renew()
+            _answer(answers, batch[offset : offset + size], settings)
             offset += size
+        answers.ring()
 
 
-def _answer(outputs: BinaryIO, data: memoryview, settings: DecodeSettings) -> None:
+def _answer(answers: _Answers, data: memoryview, settings: DecodeSettings) -> None:
     try:
         result = decode(bytes(data), settings)
     except MemoryError:
         result = Refused(Reason.TOO_MUCH_MEMORY, "decoding needs more memory than one picture may take")
     if isinstance(result, Refused):
-        _write(outputs, {"reason": result.reason, "detail": result.detail, "score": result.score})
+        answers.write({"reason": result.reason, "detail": result.detail, "score": result.score})
     else:
         head = {
             name: getattr(result, name)
             for name in ("width", "height", "source_width", "source_height", "format", "notes")
         }
-        _write(outputs, head, result.image)
+        answers.write(head, result.image)
 
 
 # ----------------------------------------------------------------------------------------------- the parent's side
@@ -136,17 +173,25 @@ class _Child:
     def __init__(self, settings: DecodeSettings, limits: PoolLimits) -> None:
         package_root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH", "")) if p)
+        self._answers = _memory_file()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dalle_model.decode_pool"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=[self._answers.fileno()],
             env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
         )
         self._limits = limits
-        self._buffer = bytearray()
-        self._used_s = 0.0  # CPU seconds up to its last answer
+        self._buffer = bytearray()  # answers from the file that are not taken yet
+        self._read = 0  # bytes of the file that were put there
+        self._used_s, self._answered_s = 0.0, time.monotonic()  # CPU seconds and the clock at its last answer
         self.files_left = limits.files_per_child
-        start = {"settings": asdict(settings), "memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
+        start = {
+            "settings": asdict(settings),
+            "memory_bytes": limits.memory_bytes,
+            "cpu_s": limits.cpu_s,
+            "answers_fd": self._answers.fileno(),
+        }
         try:
             self._send(json.dumps(start).encode() + b"\n")
             self._receive(_START_S)
@@ -159,10 +204,11 @@ class _Child:
         return self._process.pid
 
     def send_batch(self, pictures: list[bytes]) -> None:
+        """Give the child its next pictures. It has answered all earlier ones."""
+        os.ftruncate(self._answers.fileno(), 0)
+        self._read, self._answered_s = 0, time.monotonic()
         text = json.dumps({"sizes": [len(p) for p in pictures]}).encode()
-        self._send(_HEADER.pack(len(text), sum(map(len, pictures))) + text)
-        for picture in pictures:
-            self._send(picture)
+        self._send(b"".join((_HEADER.pack(len(text), sum(map(len, pictures))), text, *pictures)))
 
     def answer(self) -> Decoded | Refused:
         """The next picture's result. Raises _Died."""
@@ -182,6 +228,7 @@ class _Child:
                     pipe.close()
                 except BrokenPipeError:
                     continue  # what was still buffered for a dead child
+        self._answers.close()
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -192,27 +239,35 @@ class _Child:
             raise self._death() from error
 
     def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
-        wait = _Wait(self._process.pid, self._used_s, wall_s, self._limits.cpu_s)
+        wait = _Wait(self._process.pid, self._used_s, self._answered_s, wall_s, self._limits.cpu_s)
         text, payload = _HEADER.unpack(self._take(_HEADER.size, wait))
         head = json.loads(self._take(text, wait))
-        self._used_s = head.pop("cpu_s")
+        self._used_s, self._answered_s = head.pop("cpu_s"), head.pop("at_s")
         return head, bytes(self._take(payload, wait))
 
     def _take(self, count: int, wait: "_Wait") -> bytearray:
         assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
+        bell = self._process.stdout.fileno()
         while len(self._buffer) < count:
-            if not select.select([fd], [], [], wait.left_s())[0]:
-                if wait.is_over():
-                    raise _Died("passed the wall-clock limit", slow=True)
+            rang = bool(select.select([bell], [], [], wait.left_s())[0])
+            ended = rang and not os.read(bell, 64)
+            # Looked at whatever woke us: a child that hangs or died may have answered before.
+            if self._fill():
                 continue
-            piece = os.read(fd, 1 << 20)
-            if not piece:
+            if ended:
                 raise self._death()
-            self._buffer += piece
+            if not rang and wait.is_over():
+                raise _Died("passed the wall-clock limit", slow=True)
         taken = self._buffer[:count]
         del self._buffer[:count]
         return taken
+
+    def _fill(self) -> bool:
+        """Whether the file of answers had something new."""
+        piece = os.pread(self._answers.fileno(), _READ_BYTES, self._read)
+        self._buffer += piece
+        self._read += len(piece)
+        return bool(piece)
 
     def _death(self) -> _Died:
         code = self._process.wait()
@@ -228,9 +283,9 @@ class _Wait:
 
     _PROLONGED = 5
 
-    def __init__(self, pid: int, used_s: float, wall_s: float, cpu_s: float) -> None:
+    def __init__(self, pid: int, used_s: float, begun_s: float, wall_s: float, cpu_s: float) -> None:
         self._pid, self._used_s, self._wall_s, self._cpu_s = pid, used_s, wall_s, cpu_s
-        self._deadline = time.monotonic() + wall_s
+        self._deadline = begun_s + wall_s
         self._prolonged = 0
 
     def left_s(self) -> float:
@@ -254,6 +309,15 @@ class _Wait:
         except psutil.Error:
             return 0.0
         return float(times.user + times.system)
+
+
+def _memory_file() -> BinaryIO:
+    """An empty file without a name, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("answers"), "w+b", buffering=0)
+    import tempfile  # not at the top: decoding children load this module too
+
+    return tempfile.TemporaryFile(buffering=0)
 
 
 class DecodePool(Generic[_T]):
