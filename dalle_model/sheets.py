@@ -129,7 +129,10 @@ def _fitted(text: str, font: _Font, px: int) -> str:
 
 
 def _png(sheet: Image.Image, max_bytes: int) -> bytes:
-    for colours in (0, 256, 64):
+    plain = io.BytesIO()
+    sheet.save(plain, "PNG", compress_level=4)
+    # The last byte costs more time than all the rest: not spent on a sheet that is far too large in full colour.
+    for colours in (0, 256, 64) if plain.tell() <= 1.5 * max_bytes else (256, 64):
         out = io.BytesIO()
         stored = sheet.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) if colours else sheet
         stored.save(out, "PNG", optimize=True)

@@ -16,6 +16,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.remote import AnyPath, Remote
 
 _T = TypeVar("_T")
+_READ_BYTES = 1 << 20
 _OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
 
@@ -81,12 +82,23 @@ def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
             return Refused(Reason.NOT_A_FILE, f"a {_type(info.st_mode)}, not a regular file")
         if info.st_size > max_bytes:
             return Refused(Reason.TOO_MANY_BYTES, f"{info.st_size} bytes, the limit is {max_bytes}", info.st_size)
-        with os.fdopen(os.dup(handle), "rb") as stream:
-            return stream.read(max_bytes + 1)
+        return _read_up_to(handle, info.st_size, max_bytes + 1)
     except OSError as error:
         return Refused(Reason.UNREADABLE_FILE, _words(error))
     finally:
         os.close(handle)
+
+
+def _read_up_to(handle: int, expected: int, limit: int) -> bytes:
+    """At most ``limit`` bytes of a file that should have ``expected``: then one call reads it and sees its end."""
+    data = os.read(handle, min(expected + 1, limit))
+    if len(data) == expected:
+        return data
+    pieces, found = [data], len(data)
+    while found < limit and (piece := os.read(handle, min(limit - found, _READ_BYTES))):
+        pieces.append(piece)
+        found += len(piece)
+    return b"".join(pieces)
 
 
 def _read_remote(path: Remote, max_bytes: int) -> bytes | Refused:
@@ -149,14 +161,17 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
     """SHA-256 over (path below ``root``, content) of files: the same folder elsewhere has the same digest."""
     total = hashlib.sha256()
 
-    def one(path: Any) -> bytes:
-        return json.dumps([key_below(root, path), _content(path, root)]).encode() + b"\n"
+    def some(paths: list[Any]) -> bytes:
+        return b"".join(json.dumps([key_below(root, p), _content(p, root)]).encode() + b"\n" for p in paths)
 
     paths = iter(files)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "digest") as threads:
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, "digest") as threads:
         while chunk := list(islice(paths, 1024)):
-            for line in threads.map(one, chunk):
-                total.update(line)
+            # Many small files go some at a time: each is digested sooner than a thread is told of it.
+            size = 1 if isinstance(root, Remote) else max(1, min(32, len(chunk) // (4 * workers)))
+            for lines in threads.map(some, (chunk[at : at + size] for at in range(0, len(chunk), size))):
+                total.update(lines)
     return total.hexdigest()
 
 
@@ -176,10 +191,14 @@ def _content(path: AnyPath, root: AnyPath) -> str:
             else f"link {Path(str(target)).relative_to(str(root)).as_posix()}"
         )
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
             return Reason.NOT_A_FILE
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as stream:
+            while piece := stream.read(min(max(info.st_size, 4095) + 1, _READ_BYTES)):
+                digest.update(piece)
+        return digest.hexdigest()
     except FileNotFoundError:
         return Reason.MISSING_FILE
     except OSError:
