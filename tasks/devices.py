@@ -16,7 +16,7 @@ import torch
 
 from dalle_model.errors import DeviceError
 from dalle_model.runtime import Runtime
-from tasks.job import Place
+from tasks.place import Place
 
 
 @dataclass(frozen=True)

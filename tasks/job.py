@@ -15,6 +15,7 @@ from dalle_model.config import Section
 from dalle_model.errors import DataError
 from tasks.artifacts import ArtifactRef, InputRef, Manifest, ObjectRef, Part
 from tasks.faults import fault_point
+from tasks.place import Place
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -51,29 +52,6 @@ class Outcome:
     rows: int
     stats: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among those of its job: rank of world, and local_rank of local_world on this machine."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @classmethod
-    def of_torchrun(cls, env: Mapping[str, str]) -> "Place":
-        """What torchrun says in the environment; a process that it did not start is alone."""
-        names = ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)
-        return cls(*(int(env.get(name, default)) for name, default in names))
-
-    @property
-    def spoken_events(self) -> frozenset[str] | None:
-        """Events that this process reports, None = all: rank 0 tells the story, the first of each machine that it lives."""
-        if self.rank == 0:
-            return None
-        return frozenset({"error", "alive"}) if self.local_rank == 0 else frozenset({"error"})
 
 
 class Events:
@@ -138,7 +116,7 @@ class Job:
         spool: Path,
         events: Events,
         *,
-        place: Place = Place(),
+        place: Place = Place(),  # noqa: B008 - frozen
     ):
         self.spec = spec
         self.config: Any = config

@@ -22,7 +22,8 @@ import psutil
 
 from dalle_model.errors import DalleError, StoreFull
 from tasks.faults import fault_point
-from tasks.job import Events, Job, JobSpec, Place, StopRequested
+from tasks.job import Events, Job, JobSpec, StopRequested
+from tasks.place import Place
 from tasks.settings import Settings
 from tasks.spool import make_spool
 from tasks.stages import stage_named
