@@ -15,7 +15,7 @@ from support.data_steps import write_folder
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources.base import Source, read_picture
+from dalle_model.sources.base import Source, _read_up_to, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.huggingface import split_words
 from dalle_model.sources.imagefolder import ImageFolder
@@ -387,3 +387,14 @@ def test_hf_reads_local_sets_in_all_their_forms(tmp_path: Path) -> None:
         == open_source(IngestConfig(source=f"hf:{tmp_path}/disk")).identity()
     )
     assert json.dumps(odd.identity())
+
+
+@pytest.mark.parametrize(("expected", "limit"), [(10, 101), (100, 101), (200, 300), (10, 40), (0, 101)])
+def test_a_file_whose_size_changed_since_it_was_looked_at_is_read_to_its_end_or_the_limit(
+    tmp_path: Path, expected: int, limit: int
+) -> None:
+    data = bytes(range(100))
+    (tmp_path / "a").write_bytes(data)
+    with open(tmp_path / "a", "rb") as stream:
+        found = _read_up_to(stream.fileno(), expected, limit)
+    assert found == data[:limit]
