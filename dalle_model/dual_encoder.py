@@ -120,7 +120,7 @@ class ContrastiveObjective(Objective):
 
     def batch(self, step: int) -> Batch:
         """images [b, 3, PX, PX], moved by up to 2 px, and ids [b, MAX_WORDS]."""
-        rows = torch.from_numpy(self._order.rows(step)[self._order.part()])
+        rows = torch.tensor(self._order.rows(step)[self._order.part()])  # a copy: the order is read-only
         generator = self._runtime.generator(0xD0A1, step)
         down, right = (int(torch.randint(2 * _SHIFT + 1, (1,), generator=generator)) for _ in range(2))
         padded = F.pad(self._pictures[rows], (_SHIFT,) * 4, mode="replicate")

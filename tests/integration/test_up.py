@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.prefect_server import Up, free_port
-from support.processes import DALLE, wait_for
+from support.processes import DALLE, command_of, wait_for
 from support.tiny import TinyRun, tiny_config
 
 pytestmark = pytest.mark.server
@@ -149,4 +149,4 @@ def test_a_damaged_database_is_named_in_one_line_before_anything_runs(tmp_path: 
 
 def _prefect(up: Up, what: str) -> list[psutil.Process]:
     """The processes of ``prefect WHAT start``."""
-    return [p for p in up.processes() if {"flows.guarded", what} <= set(p.cmdline())]
+    return [p for p in up.processes() if {"flows.guarded", what} <= set(command_of(p))]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from support.processes import DALLE, marked, marked_environment
+from support.processes import DALLE, command_of, marked, marked_environment
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 START_S = 240.0  # about 20 s on a quiet machine with two cores
@@ -117,7 +117,7 @@ class Up:
         try:
             return self.process.wait(within_s)
         finally:
-            self.left_behind = [f"{p.pid} {' '.join(_command(p))}" for p in self.processes()] or self.left_behind
+            self.left_behind = [f"{p.pid} {' '.join(command_of(p))}" for p in self.processes()] or self.left_behind
             for left in self.processes():
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
@@ -193,18 +193,11 @@ class Up:
 
     def step_processes(self) -> list[psutil.Process]:
         """Processes that do a step's work."""
-        return [p for p in self.processes() if "tasks.worker" in _command(p)]
+        return [p for p in self.processes() if "tasks.worker" in command_of(p)]
 
     def flow_processes(self) -> list[psutil.Process]:
         """Processes that run a flow."""
-        return [p for p in self.processes() if re.search(r"prefect[. ](engine|flow-run)", " ".join(_command(p)))]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        return [p for p in self.processes() if re.search(r"prefect[. ](engine|flow-run)", " ".join(command_of(p)))]
 
 
 @contextmanager

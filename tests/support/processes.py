@@ -78,7 +78,7 @@ class Driver:
 
     def workers(self) -> list[psutil.Process]:
         """Its children that run the stage's work: ``python -m tasks.worker``."""
-        return [p for p in self.processes() if "tasks.worker" in _command(p)]
+        return [p for p in self.processes() if "tasks.worker" in command_of(p)]
 
     def kill(self, what: str) -> None:
         """SIGKILL to ``all`` its processes at once, to the ``parent`` only, or to the ``child`` only."""
@@ -107,7 +107,7 @@ def send(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
