@@ -13,10 +13,8 @@ Results come back in the order of the input whatever the number of children, and
 
 import json
 import os
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -28,11 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Self, TypeVar
 
-from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused, decode
+from dalle_model.decode_child import HEADER
+from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
 from dalle_model.errors import StepFailed
 
 _T = TypeVar("_T")
-_HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
 _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
 _READ_BYTES = 1 << 20
@@ -49,111 +47,6 @@ class PoolLimits:
     cpu_s: float = 5.0  # per picture
     wall_s: float = 10.0  # per picture
     files_per_child: int = 4000  # then it is replaced, so that a leak in a decoder stays small
-
-
-# ------------------------------------------------------------------------------------------------ the child's side
-
-
-class _Answers:
-    """Where a child leaves its answers: one record each, complete as soon as the file is that long."""
-
-    def __init__(self, fd: int, bell: BinaryIO) -> None:
-        self._fd, self._bell = fd, bell
-        self.rewind()
-
-    def rewind(self) -> None:
-        """To the start of the file, which the parent has emptied."""
-        self._at = 0
-
-    def write(self, head: dict[str, Any], payload: bytes = b"") -> None:
-        text = json.dumps({**head, "cpu_s": _cpu_s(), "at_s": time.monotonic()}).encode()
-        record = memoryview(_HEADER.pack(len(text), len(payload)) + text + payload)
-        while record:
-            written = os.pwrite(self._fd, record, self._at)
-            self._at += written
-            record = record[written:]
-
-    def ring(self) -> None:
-        """Wake the parent."""
-        self._bell.write(b"!")
-        self._bell.flush()
-
-
-def _address_space() -> int:
-    """Bytes of address space this process has now; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _cpu_s() -> float:
-    """CPU seconds this process has used."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-class _CpuLimit:
-    """SIGXCPU after ``cpu_s`` more seconds of CPU, on top of what this process has used."""
-
-    def __init__(self, cpu_s: float) -> None:
-        self._cpu_s = cpu_s
-        self._hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        self._soft = -1
-
-    def renew(self) -> None:
-        soft = int(_cpu_s() + self._cpu_s + 1)
-        if soft != self._soft:  # the system counts whole seconds: most pictures find the limit as it must be
-            resource.setrlimit(resource.RLIMIT_CPU, (soft, self._hard))
-            self._soft = soft
-
-
-def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
-    """Decode batches until the input ends. One message in per batch, one record out per picture, one byte to ``outputs``
-    when the batch is done.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
-    start = json.loads(inputs.readline())
-    settings = DecodeSettings(**start["settings"])
-    if settings.vector:
-        import resvg_py  # noqa: F401  # before the limit on memory is set
-    if space := _address_space():
-        limit = space + start["memory_bytes"]
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    answers, limit_cpu = _Answers(start["answers_fd"], outputs), _CpuLimit(start["cpu_s"])
-    answers.write({"ready": True})
-    answers.ring()
-    # libtiff and others print what they think of a file; a folder of rubbish must not bury the log.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    while head := inputs.read(_HEADER.size):
-        text, payload = _HEADER.unpack(head)
-        sizes = json.loads(inputs.read(text))["sizes"]
-        batch = memoryview(inputs.read(payload))
-        answers.rewind()
-        offset = 0
-        for size in sizes:
-            limit_cpu.renew()
-            _answer(answers, batch[offset : offset + size], settings)
-            offset += size
-        answers.ring()
-
-
-def _answer(answers: _Answers, data: memoryview, settings: DecodeSettings) -> None:
-    try:
-        result = decode(bytes(data), settings)
-    except MemoryError:
-        result = Refused(Reason.TOO_MUCH_MEMORY, "decoding needs more memory than one picture may take")
-    if isinstance(result, Refused):
-        answers.write({"reason": result.reason, "detail": result.detail, "score": result.score})
-    else:
-        head = {
-            name: getattr(result, name)
-            for name in ("width", "height", "source_width", "source_height", "format", "notes")
-        }
-        answers.write(head, result.image)
-
-
-# ----------------------------------------------------------------------------------------------- the parent's side
 
 
 class _Died(Exception):
@@ -175,7 +68,7 @@ class _Child:
         path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH", "")) if p)
         self._answers = _memory_file()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dalle_model.decode_pool"],
+            [sys.executable, "-P", "-m", "dalle_model.decode_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[self._answers.fileno()],
@@ -208,7 +101,7 @@ class _Child:
         os.ftruncate(self._answers.fileno(), 0)
         self._read, self._answered_s = 0, time.monotonic()
         text = json.dumps({"sizes": [len(p) for p in pictures]}).encode()
-        self._send(b"".join((_HEADER.pack(len(text), sum(map(len, pictures))), text, *pictures)))
+        self._send(b"".join((HEADER.pack(len(text), sum(map(len, pictures))), text, *pictures)))
 
     def answer(self) -> Decoded | Refused:
         """The next picture's result. Raises _Died."""
@@ -240,7 +133,7 @@ class _Child:
 
     def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
         wait = _Wait(self._process.pid, self._used_s, self._answered_s, wall_s, self._limits.cpu_s)
-        text, payload = _HEADER.unpack(self._take(_HEADER.size, wait))
+        text, payload = HEADER.unpack(self._take(HEADER.size, wait))
         head = json.loads(self._take(text, wait))
         self._used_s, self._answered_s = head.pop("cpu_s"), head.pop("at_s")
         return head, bytes(self._take(payload, wait))
@@ -302,7 +195,7 @@ class _Wait:
         return False
 
     def _cpu_used_s(self) -> float:
-        import psutil  # not at the top: decoding children load this module too
+        import psutil
 
         try:
             times = psutil.Process(self._pid).cpu_times()
@@ -315,7 +208,7 @@ def _memory_file() -> BinaryIO:
     """An empty file without a name, in memory where the system can."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("answers"), "w+b", buffering=0)
-    import tempfile  # not at the top: decoding children load this module too
+    import tempfile
 
     return tempfile.TemporaryFile(buffering=0)
 
@@ -401,7 +294,7 @@ class DecodePool(Generic[_T]):
                 return _Child(self._settings, self._limits)
             except _Died as error:
                 if attempt + 1 == _STARTS:
-                    command = f"{sys.executable} -m dalle_model.decode_pool"
+                    command = f"{sys.executable} -m dalle_model.decode_child"
                     raise StepFailed(
                         f"a decoding process does not start ({error}); run `{command}` to see why"
                     ) from error
@@ -446,7 +339,3 @@ def _joined(
     results = iter(future.result())
     for tag, picture in batch:
         yield (tag, b"", picture) if isinstance(picture, Refused) else (tag, picture, next(results))
-
-
-if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)

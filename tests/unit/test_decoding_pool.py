@@ -64,7 +64,7 @@ def _children() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "dalle_model.decode_pool" in " ".join(process.cmdline()):
+            if "dalle_model.decode_child" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:  # gone, or just going
             continue
@@ -126,7 +126,7 @@ def test_a_child_goes_when_its_parent_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_child_loads_neither_torch_nor_numpy() -> None:
-    code = "import dalle_model.decode_pool, sys; print(*(m for m in ('torch', 'numpy', 'pyarrow', 'prefect') if m in sys.modules))"
+    code = "import dalle_model.decode_child, sys; print(*(m for m in ('torch', 'numpy', 'pyarrow', 'prefect') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
 

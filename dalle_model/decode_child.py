@@ -1,0 +1,121 @@
+"""The child's side of ``decode_pool``: decodes what comes in under limits on memory and CPU, and leaves its answers in a file.
+
+Imports little, so that a child starts in a few hundredths of a second.
+"""
+
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dalle_model.decoding import DecodeSettings, Reason, Refused, decode
+
+HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
+
+
+class _Answers:
+    """Where a child leaves its answers: one record each, complete as soon as the file is that long."""
+
+    def __init__(self, fd: int, bell: BinaryIO) -> None:
+        self._fd, self._bell = fd, bell
+        self.rewind()
+
+    def rewind(self) -> None:
+        """To the start of the file, which the parent has emptied."""
+        self._at = 0
+
+    def write(self, head: dict[str, Any], payload: bytes = b"") -> None:
+        text = json.dumps({**head, "cpu_s": _cpu_s(), "at_s": time.monotonic()}).encode()
+        record = memoryview(HEADER.pack(len(text), len(payload)) + text + payload)
+        while record:
+            written = os.pwrite(self._fd, record, self._at)
+            self._at += written
+            record = record[written:]
+
+    def ring(self) -> None:
+        """Wake the parent."""
+        self._bell.write(b"!")
+        self._bell.flush()
+
+
+def _address_space() -> int:
+    """Bytes of address space this process has now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _cpu_s() -> float:
+    """CPU seconds this process has used."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class _CpuLimit:
+    """SIGXCPU after ``cpu_s`` more seconds of CPU, on top of what this process has used."""
+
+    def __init__(self, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
+        self._hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        self._soft = -1
+
+    def renew(self) -> None:
+        soft = int(_cpu_s() + self._cpu_s + 1)
+        if soft != self._soft:  # the system counts whole seconds: most pictures find the limit as it must be
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, self._hard))
+            self._soft = soft
+
+
+def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
+    """Decode batches until the input ends. One message in per batch, one record out per picture, one byte to ``outputs``
+    when the batch is done.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
+    start = json.loads(inputs.readline())
+    settings = DecodeSettings(**start["settings"])
+    if settings.vector:
+        import resvg_py  # noqa: F401  # before the limit on memory is set
+    if space := _address_space():
+        limit = space + start["memory_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    answers, limit_cpu = _Answers(start["answers_fd"], outputs), _CpuLimit(start["cpu_s"])
+    answers.write({"ready": True})
+    answers.ring()
+    # libtiff and others print what they think of a file; a folder of rubbish must not bury the log.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    while head := inputs.read(HEADER.size):
+        text, payload = HEADER.unpack(head)
+        sizes = json.loads(inputs.read(text))["sizes"]
+        batch = memoryview(inputs.read(payload))
+        answers.rewind()
+        offset = 0
+        for size in sizes:
+            limit_cpu.renew()
+            _answer(answers, batch[offset : offset + size], settings)
+            offset += size
+        answers.ring()
+
+
+def _answer(answers: _Answers, data: memoryview, settings: DecodeSettings) -> None:
+    try:
+        result = decode(bytes(data), settings)
+    except MemoryError:
+        result = Refused(Reason.TOO_MUCH_MEMORY, "decoding needs more memory than one picture may take")
+    if isinstance(result, Refused):
+        answers.write({"reason": result.reason, "detail": result.detail, "score": result.score})
+    else:
+        head = {
+            name: getattr(result, name)
+            for name in ("width", "height", "source_width", "source_height", "format", "notes")
+        }
+        answers.write(head, result.image)
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)
