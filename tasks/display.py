@@ -85,7 +85,7 @@ class _Lines:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._last = 0.0
-        self._first: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int, int]] = {}  # when and where counting began, and how far it is
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -99,7 +99,10 @@ class _Lines:
     def _progress(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
         unit, done, total = event["unit"], event["done"], event["total"]
-        started, offset = self._first.setdefault(unit, (now, done))
+        started, offset, before = self._first.get(unit, (now, done, done))
+        if done < before:  # a second set under the same unit begins
+            started, offset = now, done
+        self._first[unit] = (started, offset, done)
         if done < total and now - self._last < _LINE_EVERY_S:
             return
         self._last = now

@@ -351,7 +351,7 @@ class ProgressReporter:
         self._sending = False
         self._sent_at = -math.inf
         self._logged_at = -math.inf
-        self._first: dict[str, tuple[float, int]] = {}
+        self._first: dict[str, tuple[float, int, int]] = {}  # when and where counting began, and how far it is
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take one event of ``tasks.launch``; kinds it does not know are passed over."""
@@ -400,7 +400,10 @@ class ProgressReporter:
 
     def _text(self, event: Mapping[str, Any], done: int, total: int, now: float) -> str:
         unit = str(event.get("unit", "rows"))
-        started, offset = self._first.setdefault(unit, (now, done))
+        started, offset, before = self._first.get(unit, (now, done, done))
+        if done < before:  # a second set under the same unit begins
+            started, offset = now, done
+        self._first[unit] = (started, offset, done)
         rate = (done - offset) / (now - started) if now > started else 0.0
         parts = [f"{self._stage}: {done:,} of {total:,} {unit}"]
         if rate > 0:
