@@ -50,11 +50,12 @@ def quickstart() -> PipelineConfig:
     """All joinable pictures of OpenMoji (3,953) at 64 px: recognisable pictures from 2 CPU cores.
 
     Hardware: 2 cores with bfloat16 instructions (AVX-512 BF16 or AMX), 2 GB of memory.
-    Minutes there: 12 in all while other programs shared the cores (tokenizer 3.1, transformer 7.5).
-    Result: reconstructions of 25.0 dB; ``recognisability`` 0.86 and 0.88 in two runs with different random streams
-    (95 % interval of one 0.79 to 0.93) on training captions, and 0.63 and 0.50 (0.47 to 0.78) on skin tones held out
-    for their role. People, faces, hands and flags come out clean; thin lines smear, and so do some of the objects
-    that only one picture shows. Measured on 2026-11-23 with torch 2.13 on two Zen 5 cores. It has not been timed
+    Minutes there: 12 in all while other programs shared the cores (tokenizer 3.1, transformer 7.5). On two slower
+    cores (matrix products in bfloat16 at 440 instead of 680 GFLOP/s) 18.5 (4.2 and 12.5; the evaluation 0.8).
+    Result: reconstructions of 25.0 dB; ``recognisability`` 0.86, 0.88 and 0.85 in three runs with different random
+    streams (95 % interval of one 0.79 to 0.93) on training captions, and 0.63, 0.50 and 0.59 (0.47 to 0.78) on skin
+    tones held out for their role. People, faces, hands and flags come out clean; thin lines smear, and so do some of the objects
+    that only one picture shows. Measured on 2026-11-23 and 25 with torch 2.13. It has not been timed
     without bfloat16 in hardware, where matrix products take about five times as long.
 
     What the recipe rests on, one run each: Muon for the tokenizer (24.7 dB after 788 updates, AdamW 21.9 after 933),
