@@ -42,9 +42,9 @@ class Request:
     negative_ids: tuple[int, ...] = ()
 
 
-def picture_key(model_fingerprint: str, prompt: str, seed: int, index: int) -> str:
-    """The identity of one picture: the same four values draw the same picture anywhere."""
-    return hashlib.sha256(f"{model_fingerprint}\0{prompt}\0{seed}\0{index}".encode()).hexdigest()
+def picture_key(model: str, prompt: str, seed: int, index: int) -> str:
+    """The identity of one picture: the same four values draw the same picture anywhere. model: its ``model_identity``."""
+    return hashlib.sha256(f"{model}\0{prompt}\0{seed}\0{index}".encode()).hexdigest()
 
 
 def picture_noise(key: str, vocab: int, positions: int, first: int = 0) -> NDArray[np.float32]:

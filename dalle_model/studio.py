@@ -21,7 +21,7 @@ from dalle_model.images import square
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw_with, picture_key
 from dalle_model.text_to_image import TextToImage
-from dalle_model.tokenizers.base import to_bytes
+from dalle_model.tokenizers.base import decode_alone, to_bytes
 
 UInt8 = NDArray[np.uint8]
 Scorer = Callable[[str, UInt8], NDArray[np.float32]]  # (prompt, pictures [B, H, W, 3]) -> score [B], more is better
@@ -51,7 +51,7 @@ class Studio:
     ) -> None:
         self.parts, self.runtime, self.sampler = parts, runtime or Runtime(), sampler or parts.sampler
         self.words = CaptionTokenizer.from_json(parts.bpe)
-        self.fingerprint = parts.fingerprint
+        self.identity = parts.identity
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -90,16 +90,13 @@ class Studio:
         if given:
             name += "\0" + hashlib.sha256(np.array(given, np.uint16).tobytes()).hexdigest()
         ids, away = self.prompt_ids(prompt), self.prompt_ids(negative)
-        keys = [picture_key(self.fingerprint, name, seed, first + i) for i in range(n)]
+        keys = [picture_key(self.identity, name, seed, first + i) for i in range(n)]
         return draw_with(self.decoder, [Request(ids, key, given, away) for key in keys], self.sampler)
 
-    @torch.inference_mode()
     def pictures(self, tokens: NDArray[np.uint16]) -> UInt8:
-        """Image tokens [n, N] -> uint8 [n, H, W, 3]; one by one, so that none depends on its neighbours."""
-        decoder = self.parts.tokenizer.to(self.runtime.device).eval()
-        rows = torch.from_numpy(tokens.astype(np.int64)).to(self.runtime.device)
-        made = [to_bytes(decoder.decode(row[None])).cpu() for row in rows]
-        shown: UInt8 = torch.cat(made).permute(0, 2, 3, 1).numpy()
+        """Image tokens [n, N] -> uint8 [n, H, W, 3]; none depends on its neighbours."""
+        made = to_bytes(decode_alone(self.parts.tokenizer, tokens, self.runtime.device))
+        shown: UInt8 = made.permute(0, 2, 3, 1).numpy()
         return shown
 
     def draw(self, prompt: str, n: int = 1, seed: int = 0, negative: str = "") -> UInt8:

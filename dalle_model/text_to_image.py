@@ -22,12 +22,13 @@ from dalle_model.config import SamplerConfig
 from dalle_model.dalle import Dalle, dalle_from_bytes, dalle_to_bytes
 from dalle_model.describing import GREEDY, continue_captions, describe, score_captions
 from dalle_model.errors import DataError, UsageError
+from dalle_model.identity import model_identity
 from dalle_model.model_card import CardFacts, render_card
 from dalle_model.pretrained import FILES, Hub, locate, push, read_files, write_files
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
 from dalle_model.token_batches import pad_text
-from dalle_model.tokenizers.base import ImageTokenizer, to_bytes, to_unit
+from dalle_model.tokenizers.base import ImageTokenizer, decode_alone, to_bytes, to_unit
 from dalle_model.tokenizers.registry import tokenizer_from_bytes, tokenizer_to_bytes
 
 
@@ -57,9 +58,14 @@ class TextToImage:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all parts but the sampler; pictures are keyed by it."""
+        """SHA-256 over all parts but the sampler."""
         parts = self._parts()
         return hashlib.sha256(b"".join(hashlib.sha256(parts[name]).digest() for name in FILES[:-1])).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What the noise of pictures and texts is keyed by: the hash of the transformer's weights and config."""
+        return model_identity(self.model)
 
     def save_pretrained(self, folder: str | Path, facts: CardFacts | None = None) -> None:
         """Write the parts as safetensors and JSON, and a model card, into ``folder`` (created when absent).
@@ -114,21 +120,15 @@ class TextToImage:
         if n < 1:
             raise UsageError(f"n is {n}; ask for at least 1 picture per prompt")
         runtime = runtime or Runtime()
-        words, fingerprint = CaptionTokenizer.from_json(self.bpe), self.fingerprint
+        words, identity = CaptionTokenizer.from_json(self.bpe), self.identity
         limit = self.model.shape.max_text_tokens
         requests = [
-            Request(tuple(words.encode(prompt)[:limit]), picture_key(fingerprint, prompt, seed, index))
+            Request(tuple(words.encode(prompt)[:limit]), picture_key(identity, prompt, seed, index))
             for prompt in prompts
             for index in range(n)
         ]
         tokens = draw(self.model, requests, sampler or self.sampler, runtime, batch_size)
-        self.tokenizer.to(runtime.device).eval()
-        made = [
-            to_bytes(self.tokenizer.decode(torch.from_numpy(row[None].astype(np.int64)).to(runtime.device))).cpu()
-            for row in tokens
-        ]
-        side = self.tokenizer.config.image_px
-        pictures = torch.cat(made) if made else torch.empty(0, 3, side, side, dtype=torch.uint8)
+        pictures, side = to_bytes(decode_alone(self.tokenizer, tokens, runtime.device)), self.tokenizer.config.image_px
         shown: NDArray[np.uint8] = pictures.permute(0, 2, 3, 1).reshape(len(prompts), n, side, side, 3).numpy()
         return shown
 
@@ -145,7 +145,8 @@ class TextToImage:
         """
         runtime = runtime or Runtime()
         hashes = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
-        keys = [picture_key(self.fingerprint, h, seed, hashes[:i].count(h)) for i, h in enumerate(hashes)]
+        identity = self.identity
+        keys = [picture_key(identity, h, seed, hashes[:i].count(h)) for i, h in enumerate(hashes)]
         ids = describe(self.model, self._image_ids(images, runtime), runtime, sampler, keys)
         words = CaptionTokenizer.from_json(self.bpe)
         return [words.decode(row) for row in ids.tolist()]
@@ -187,9 +188,9 @@ class TextToImage:
         """
         if n < 1:
             raise UsageError(f"n is {n}; ask for at least 1 text per prompt")
-        words, fingerprint = CaptionTokenizer.from_json(self.bpe), self.fingerprint
+        words, identity = CaptionTokenizer.from_json(self.bpe), self.identity
         begun = [words.encode(prompt) for prompt in prompts for _ in range(n)]
-        keys = [picture_key(fingerprint, prompt, seed, index) for prompt in prompts for index in range(n)]
+        keys = [picture_key(identity, prompt, seed, index) for prompt in prompts for index in range(n)]
         ids = continue_captions(self.model, begun, runtime or Runtime(), sampler or SamplerConfig(), keys)
         texts = [words.decode(row) for row in ids.tolist()]
         return [texts[i : i + n] for i in range(0, len(texts), n)]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dalle_model.config import SamplerConfig
 from dalle_model.errors import SourceError, UsageError
 from dalle_model.explaining import explain, heat
 from dalle_model.images import decode_rgb
@@ -55,7 +54,7 @@ def studio_of(ask: Ask, prompt: str = "") -> tuple[Studio, str]:
     config = preset_config("quickstart", list(ask.sets)).generate
     if prompt and (refusal := prompt_policy(config, ask.settings).judge(prompt)):
         raise UsageError(f"the prompt is not drawn: {refusal.reason}")
-    sampler: SamplerConfig = config.sampler or parts.sampler
+    sampler = config.sampler.over(parts.sampler)
     if config.weights:
         sampler = sampler.model_copy(update={"weights": config.weights})
     runtime = resolve(DevicePolicy(device=ask.settings.device, threads=ask.settings.threads or os.cpu_count() or 1))

@@ -34,12 +34,18 @@ def allowed_range(field: FieldInfo) -> str:
         f"a multiple of {rule.multiple_of}" for rule in field.metadata if isinstance(rule, annotated_types.MultipleOf)
     ]
     parts += [f"matching {rule.pattern}" for rule in field.metadata if getattr(rule, "pattern", None)]
-    annotation = field.annotation
+    annotation = _value_type(field)
     choices = [c for c in get_args(annotation) if isinstance(c, str)]
     if choices:
         return "one of " + ", ".join(choices)
     name = getattr(annotation, "__name__", str(annotation)) if not get_args(annotation) else str(annotation)
     return f"{name} " + " and ".join(parts) if parts else name
+
+
+def _value_type(field: FieldInfo) -> Any:
+    """The type of a field's values; None, where a field may be left out, is no value that one sets."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and type(None) in get_args(field.annotation) else field.annotation
 
 
 def _locate(path: str) -> tuple[list[str], FieldInfo]:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 
 from dalle_model.captions import CaptionTokenizer
-from dalle_model.config import SamplerConfig
+from dalle_model.config import SamplerChange, SamplerConfig
 from dalle_model.dalle import Dalle, dalle_from_bytes
 from dalle_model.decoder import Decoder, tile_rows
+from dalle_model.identity import model_identity
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw_with, picture_key
-from dalle_model.tokenizers.base import ImageTokenizer
+from dalle_model.tokenizers.base import ImageTokenizer, decode_alone
 from tasks import unprompted
 from tasks.artifacts import Manifest
 from tasks.devices import free_memory_bytes, preflight
@@ -26,7 +27,10 @@ from tasks.job import Job
 
 @dataclass(frozen=True)
 class Painter:
-    """Everything that turns a prompt into a picture. ``fingerprint`` is the model artifact's."""
+    """Everything that turns a prompt into a picture.
+
+    fingerprint: of the model artifact, told with each picture. identity: ``model_identity``, which keys the noise.
+    """
 
     model: Dalle
     tokenizer: ImageTokenizer
@@ -34,6 +38,7 @@ class Painter:
     sampler: SamplerConfig
     runtime: Runtime
     fingerprint: str
+    identity: str
     reads_prompts: bool = True
 
     @property
@@ -49,7 +54,7 @@ class Painter:
         negative: what guidance leads away from; part of the picture's key. given: image tokens of its beginning.
         """
         ids, away = (tuple(self.words.encode(text)[: self.max_text_tokens]) for text in (prompt, negative))
-        key = picture_key(self.fingerprint, f"{prompt}\0{negative}" if negative else prompt, seed, index)
+        key = picture_key(self.identity, f"{prompt}\0{negative}" if negative else prompt, seed, index)
         return Request(ids, key, given, away)
 
     @cached_property
@@ -71,25 +76,13 @@ class Painter:
         """Image tokens, uint16 [n, N]. batch_size: pictures at once, at most the decoder's rows; 0 = as many as fit."""
         return draw_with(self.decoder, requests, self.sampler, batch_size, progress)
 
-    @torch.inference_mode()
     def pictures(self, tokens: npt.NDArray[np.uint16]) -> torch.Tensor:
-        """uint16 [n, N] -> float32 [n, 3, H, W] in [0, 1] on the CPU, in float32 and row by row in groups of a fixed
-        size, so that a picture does not depend on its neighbours."""
-        group = 16
-        made = []
-        for start in range(0, len(tokens), group):
-            ids = torch.from_numpy(tokens[start : start + group].astype(np.int64))
-            count = len(ids)
-            filled = torch.cat([ids, ids[:1].expand(group - count, -1)]).to(self.runtime.device)
-            made.append(self.tokenizer.decode(filled).float().cpu()[:count])
-        side = self.tokenizer.config.image_px
-        return torch.cat(made) if made else torch.empty(0, 3, side, side)
+        """uint16 [n, N] -> float32 [n, 3, H, W] in [0, 1] on the CPU; a picture does not depend on its neighbours."""
+        return decode_alone(self.tokenizer, tokens, self.runtime.device)
 
 
-def load_painter(
-    job: Job, manifest: Manifest, sampler: SamplerConfig | None, seed: int, drawn_with: str = ""
-) -> Painter:
-    """The painter of a model artifact; ``sampler`` None = the one stored with it.
+def load_painter(job: Job, manifest: Manifest, sampler: SamplerChange, seed: int, drawn_with: str = "") -> Painter:
+    """The painter of a model artifact; ``sampler``: what to change of the one stored with it.
 
     drawn_with: kind of weights (full, int8), which the painter's sampler then records; empty = as the sampler says.
     """
@@ -97,12 +90,13 @@ def load_painter(
         return cast(Painter, unprompted.load_unprompted(job, manifest, seed))  # the same calls
     weights, config = (job.read(manifest.object_of(role)) for role in ("weights", "config"))
     stored = SamplerConfig.model_validate(json.loads(job.read(manifest.object_of("sampler"))))
-    chosen = sampler or stored
+    chosen, model = sampler.over(stored), dalle_from_bytes(weights, config)
     return Painter(
-        model=dalle_from_bytes(weights, config),
+        model=model,
         tokenizer=load_tokenizer(job, manifest, "tokenizer."),
         words=CaptionTokenizer.from_json(job.read(manifest.object_of("bpe"))),
         sampler=chosen.model_copy(update={"weights": drawn_with or chosen.weights}),
         runtime=replace(job.runtime, seed=seed),
         fingerprint=manifest.fingerprint,
+        identity=model_identity(model),
     )

@@ -8,8 +8,9 @@ Each description gives the unit, and the reason for the default where it is not 
 from dalle_model.config.base import Section, canonical_json
 from dalle_model.config.data import CurateConfig, FetchConfig, IngestConfig
 from dalle_model.config.pipeline import EvaluateConfig, GenerateConfig, PipelineConfig
+from dalle_model.config.sampler import SamplerChange, SamplerConfig
 from dalle_model.config.tokens import AugmentConfig, EncodeConfig, ImportTokenizerConfig, OptimConfig, TokenizerConfig
-from dalle_model.config.training import FitConfig, GeneratorConfig, ModelConfig, SamplerConfig, TrainConfig
+from dalle_model.config.training import FitConfig, GeneratorConfig, ModelConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PipelineConfig",
+    "SamplerChange",
     "SamplerConfig",
     "Section",
     "TokenizerConfig",

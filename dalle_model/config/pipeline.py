@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from dalle_model.config.base import Section
 from dalle_model.config.data import CurateConfig, IngestConfig
+from dalle_model.config.sampler import SamplerChange
 from dalle_model.config.tokens import EncodeConfig, TokenizerConfig
-from dalle_model.config.training import FitConfig, GeneratorConfig, SamplerConfig
+from dalle_model.config.training import FitConfig, GeneratorConfig
 
 
 class EvaluateConfig(Section):
@@ -22,8 +23,9 @@ class EvaluateConfig(Section):
     )
     batch_size: int = Field(32, ge=1, description="Pictures drawn at once; a picture is the same in any batch.")
     seed: int = Field(0, ge=0, description="Seed of the drawn pictures.")
-    sampler: SamplerConfig | None = Field(
-        None, description="None: as stored with the model. Sampler: with these settings."
+    sampler: SamplerChange = Field(
+        default_factory=SamplerChange,
+        description="Changes of the sampler that is stored with the model; what is not set here stays as it is there.",
     )
     judge_steps: int = Field(
         300,
@@ -83,8 +85,9 @@ class GenerateConfig(Section):
     )
     rows_per_shard: int = Field(256, ge=1, description="Pictures per shard: the unit of work, retry and resume.")
     upscale_px: int = Field(128, ge=8, le=4096, description="Side at which pictures are shown in the gallery, px.")
-    sampler: SamplerConfig | None = Field(
-        None, description="None: as stored with the model. Sampler: with these settings."
+    sampler: SamplerChange = Field(
+        default_factory=SamplerChange,
+        description="Changes of the sampler that is stored with the model; what is not set here stays as it is there.",
     )
     format: Literal["png", "webp"] = Field(
         "png", description="Encoding of the pictures, both lossless and both with their origin inside; webp is smaller."

@@ -1,10 +1,11 @@
-"""Knobs of the transformer, of its training, of its sampler, and of the generators that read no prompt."""
+"""Knobs of the transformer, of its training, and of the generators that read no prompt."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from dalle_model.config.base import Section
+from dalle_model.config.sampler import SamplerConfig
 from dalle_model.config.tokens import OptimConfig
 
 
@@ -85,38 +86,6 @@ class TrainConfig(Section):
             return ("text",)
         text = ("text",) if self.text_loss_share else ()
         return ("text_to_image", *text, *(("image_to_text",) if self.image_first_share and text else ()))
-
-
-class SamplerConfig(Section):
-    """How a token is drawn from the logits. Stored with every model and every picture."""
-
-    temperature: float = Field(1.0, ge=0, le=10, description="0 = the most probable token.")
-    top_k: int = Field(0, ge=0, description="Draw among the k most probable tokens, 0 = all.")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Draw among the most probable tokens that together reach this probability."
-    )
-    guidance: float = Field(1.0, ge=0, le=50, description="Classifier-free guidance; 1 = off.")
-    min_p: float = Field(
-        0.0, ge=0, lt=1, description="Draw among tokens of at least this share of the best one's probability, 0 = all."
-    )
-    guidance_from: int = Field(
-        0, ge=0, le=65536, description="First image token with guidance; before it the caption alone decides."
-    )
-    guidance_to: int = Field(
-        0, ge=0, le=65536, description="First image token without guidance again, 0 = guided to the end."
-    )
-    weights: Literal["full", "int8"] = Field(
-        "full",
-        description="full: as trained, in the device's type. int8: each layer's weights rounded to 8 bits with a scale per output; faster where reading weights takes the time (few pictures at once).",
-    )
-
-    @model_validator(mode="after")
-    def _interval(self) -> Self:
-        if 0 < self.guidance_to <= self.guidance_from:
-            raise ValueError(
-                f"guidance_to {self.guidance_to} must be above guidance_from {self.guidance_from}, or 0 for the end"
-            )
-        return self
 
 
 class FitConfig(Section):

@@ -2,7 +2,9 @@
 
 from abc import abstractmethod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dalle_model.config import TokenizerConfig
@@ -77,6 +79,18 @@ class ImageTokenizer(nn.Module):
 def to_unit(images: Tensor) -> Tensor:
     """uint8 pictures -> float32 in [0, 1]."""
     return images.to(torch.float32).div_(255.0)
+
+
+@torch.inference_mode()
+def decode_alone(tokenizer: "ImageTokenizer", tokens: NDArray[np.uint16], device: torch.device) -> Tensor:
+    """Image tokens [n, N] -> float32 [n, 3, H, W] in [0, 1] on the CPU.
+
+    One by one: kernels are chosen by the number of rows, and a picture must not depend on its neighbours by one bit.
+    """
+    decoder, side = tokenizer.to(device).eval(), tokenizer.config.image_px
+    rows = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    made = [decoder.decode(row[None]).float().cpu() for row in rows]
+    return torch.cat(made) if made else torch.empty(0, 3, side, side)
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -1,21 +1,30 @@
 """A model artifact leaves the store as a folder or under an address, with a card that tells where it came from."""
 
+import io
 import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from support.commands import dalle
 from support.object_stores import any_store
-from support.tiny import TinyRun
+from support.tiny import TinyRun, quietly
 
+from dalle_model.config import GenerateConfig, SamplerChange, SamplerConfig
 from dalle_model.errors import DataError, SourceError
 from dalle_model.pretrained import CARD, FILES
+from dalle_model.studio import Studio
 from dalle_model.text_to_image import TextToImage
 from tasks import export_model
+from tasks.devices import DevicePolicy, resolve
 from tasks.export_model import fetch_model, text_to_image, upload
 from tasks.settings import Settings
+from tasks.stages import GENERATE
 from tasks.step import load_dotted
+from tasks.store import Store
 
 
 def test_export_writes_a_model_that_draws_and_says_what_it_was_made_from(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -40,6 +49,26 @@ def test_export_writes_a_model_that_draws_and_says_what_it_was_made_from(tiny_ru
     assert again.code == 2 and "not empty" in again.error
     wrong = dalle("export", tiny_run.manifest("encode").fingerprint, str(tmp_path / "other"), *words[3:])
     assert wrong.code == 1 and "tokens artifact" in wrong.error
+
+
+def test_store_folder_and_studio_draw_equal_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """The same prompt and seed, drawn by the step, by the exported folder and one at a time."""
+    settings = Settings(store=str(tiny_run.copy(tmp_path / "artifacts", before="generate")))
+    section = GenerateConfig(prompts=("a red heart",), n=3, seed=4, sampler=SamplerChange(temperature=1.0))
+    result = quietly(GENERATE)(section, settings, **tiny_run.inputs("generate"))
+    store, prompt = Store.open(settings.store), "a red heart"
+    drawn = store.find("generate", result.ref.fingerprint)
+    assert drawn is not None
+    rows = pq.read_table(io.BytesIO(store.read(drawn.object_of("generations")))).to_pylist()
+    stepped = np.stack([np.asarray(Image.open(io.BytesIO(row["image"]))) for row in rows])
+    assert len(np.unique(stepped.reshape(3, -1), axis=0)) == 3  # the noise decides
+    export_model.export_model(store, tiny_run.manifest("fit"), str(tmp_path / "model"), settings)
+    model = TextToImage.from_pretrained(tmp_path / "model")
+    runtime = resolve(DevicePolicy(device=settings.device, dtype=settings.dtype, threads=settings.threads or 1))
+    sampler = SamplerConfig(**json.loads(rows[0]["sampler"]))
+    assert sampler == model.sampler.model_copy(update={"temperature": 1.0})
+    assert np.array_equal(model.draw([prompt], n=3, seed=4, sampler=sampler, runtime=runtime)[0], stepped)
+    assert np.array_equal(Studio(model, runtime, sampler).draw(prompt, n=3, seed=4), stepped)
 
 
 def test_a_model_goes_to_a_bucket_and_comes_back(

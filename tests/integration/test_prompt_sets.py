@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.tiny import TinyRun, quietly
 
-from dalle_model.config import GenerateConfig, SamplerConfig
+from dalle_model.config import GenerateConfig, SamplerChange
 from dalle_model.errors import UsageError
 from flows.views import export_generations
 from tasks.settings import Settings
@@ -94,7 +94,7 @@ def test_a_negative_prompt_makes_another_picture_and_is_on_its_row(
     tiny_run: TinyRun, store: Store, tmp_path: Path
 ) -> None:
     rows = [{"prompt": "a heart"}, {"prompt": "a heart", "negative": "red"}]
-    sampler = SamplerConfig(guidance=3.0)
+    sampler = SamplerChange(guidance=3.0)
     result = _draw(tiny_run, store, prompts_uri=_write(tmp_path / "p.jsonl", rows), n=1, sampler=sampler)
     plain, away = _rows(store, result)
     assert (plain["negative"], away["negative"]) == ("", "red")
@@ -108,7 +108,7 @@ def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_drawn(
 ) -> None:
     uri = _write(tmp_path / "p.jsonl", [{"prompt": "a heart", "negative": "red"}])
     with pytest.raises(UsageError, match="guidance"):
-        _draw(tiny_run, store, prompts_uri=uri, n=1, sampler=SamplerConfig(guidance=1.0))
+        _draw(tiny_run, store, prompts_uri=uri, n=1, sampler=SamplerChange(guidance=1.0))
 
 
 def test_a_classifier_withholds_pictures_above_the_limit_and_the_rows_stay(

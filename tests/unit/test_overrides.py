@@ -2,9 +2,9 @@
 
 import pytest
 
-from dalle_model.config import PipelineConfig
+from dalle_model.config import GenerateConfig, PipelineConfig, SamplerChange, SamplerConfig
 from dalle_model.errors import UsageError
-from flows.overrides import override
+from flows.overrides import allowed_range, override
 
 
 def test_sections_of_the_fit_stage_are_named_directly_and_optimiser_keys_without_optim() -> None:
@@ -30,10 +30,35 @@ def test_values_are_json_and_text_stays_text() -> None:
     assert config.curate.drop_duplicates is False
 
 
-def test_an_optional_section_is_made_when_one_of_its_keys_is_set() -> None:
-    assert PipelineConfig().generate.sampler is None
-    sampler = override(PipelineConfig(), ["generate.sampler.temperature=0.5"]).generate.sampler
-    assert sampler is not None and sampler.temperature == 0.5
+STORED = SamplerConfig(temperature=0.5, guidance=1.5, guidance_to=40)
+
+
+@pytest.mark.parametrize("section", ["generate", "evaluate"])
+def test_a_key_of_the_sampler_changes_that_key_and_leaves_the_others_as_stored(section: str) -> None:
+    change = getattr(override(PipelineConfig(), [f"{section}.sampler.top_k=7"]), section).sampler
+    assert change.over(STORED) == STORED.model_copy(update={"top_k": 7})
+    # a knob set to its default is set all the same, and after a round trip, too
+    reset = getattr(override(PipelineConfig(), [f"{section}.sampler.guidance=1"]), section)
+    again = type(reset).model_validate_json(reset.model_dump_json())
+    assert again.sampler.over(STORED) == STORED.model_copy(update={"guidance": 1.0})
+    assert again.digest() == reset.digest() != type(reset)().digest()
+
+
+def test_no_change_a_whole_sampler_and_two_that_do_not_go_together() -> None:
+    assert SamplerChange.model_validate(None) == SamplerChange() == GenerateConfig().sampler
+    assert SamplerChange().over(STORED) == STORED
+    assert SamplerChange.model_validate(SamplerConfig()).over(STORED) == SamplerConfig()
+    with pytest.raises(UsageError, match=r"sampler.guidance_from=50: guidance_to 40 must be above guidance_from 50"):
+        SamplerChange(guidance_from=50).over(STORED)
+
+
+def test_a_change_has_the_knobs_and_bounds_of_the_sampler() -> None:
+    whole, change = SamplerConfig.model_fields, SamplerChange.model_fields
+    assert {n: str(f.metadata) for n, f in change.items()} == {n: str(f.metadata) for n, f in whole.items()}
+    for name, field in whole.items():
+        words = (field.description or "").split(";")[0].split(":")[0].rstrip(".")
+        assert allowed_range(change[name]) == allowed_range(field)
+        assert name == "weights" or (change[name].description or "").startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The complete model in a folder."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import HfApi, ModelCard
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
@@ -39,6 +41,15 @@ def test_saved_model_draws_the_same_pictures(tmp_path: Path) -> None:
     assert np.array_equal(first, second)
     assert again.fingerprint == model.fingerprint and again.sampler == model.sampler
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted([*FILES, CARD, INDEX])
+
+
+def test_identity_is_that_of_weights_and_config_alone() -> None:
+    model, other = small(), small()
+    assert model.identity == replace(other, sampler=SamplerConfig(), bpe=other.bpe + b" ").identity
+    assert replace(other, bpe=other.bpe + b" ").fingerprint != model.fingerprint
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1e-3
+    assert other.identity != model.identity
 
 
 def test_a_picture_is_the_same_drawn_alone() -> None:
