@@ -94,7 +94,7 @@ def test_a_negative_prompt_makes_another_picture_and_is_on_its_row(
     tiny_run: TinyRun, store: Store, tmp_path: Path
 ) -> None:
     rows = [{"prompt": "a heart"}, {"prompt": "a heart", "negative": "red"}]
-    sampler = SamplerChange(guidance=3.0)
+    sampler = SamplerChange(temperature=1.0, guidance=3.0)
     result = _draw(tiny_run, store, prompts_uri=_write(tmp_path / "p.jsonl", rows), n=1, sampler=sampler)
     plain, away = _rows(store, result)
     assert (plain["negative"], away["negative"]) == ("", "red")
