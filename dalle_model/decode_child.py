@@ -3,6 +3,7 @@
 Imports little, so that a child starts in a few hundredths of a second.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dalle_model.decoding import DecodeSettings, Reason, Refused, decode
+from dalle_model.sources.local_files import read_file
 
 HEADER = struct.Struct("<II")  # bytes of JSON, bytes of payload
 
@@ -91,30 +93,34 @@ def serve(inputs: BinaryIO, outputs: BinaryIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while head := inputs.read(HEADER.size):
         text, payload = HEADER.unpack(head)
-        sizes = json.loads(inputs.read(text))["sizes"]
+        pictures: list[int | str] = json.loads(inputs.read(text))["pictures"]
         batch = memoryview(inputs.read(payload))
         answers.rewind()
         offset = 0
-        for size in sizes:
+        for picture in pictures:
             limit_cpu.renew()
-            _answer(answers, batch[offset : offset + size], settings)
-            offset += size
+            if isinstance(picture, str):
+                _answer(answers, read_file(picture, settings.max_bytes), settings)
+            else:
+                _answer(answers, bytes(batch[offset : offset + picture]), settings)
+                offset += picture
         answers.ring()
 
 
-def _answer(answers: _Answers, data: memoryview, settings: DecodeSettings) -> None:
+def _answer(answers: _Answers, data: bytes | Refused, settings: DecodeSettings) -> None:
+    sha256 = "" if isinstance(data, Refused) else hashlib.sha256(data).hexdigest()
     try:
-        result = decode(bytes(data), settings)
+        result = data if isinstance(data, Refused) else decode(data, settings)
     except MemoryError:
         result = Refused(Reason.TOO_MUCH_MEMORY, "decoding needs more memory than one picture may take")
     if isinstance(result, Refused):
-        answers.write({"reason": result.reason, "detail": result.detail, "score": result.score})
+        answers.write({"sha256": sha256, "reason": result.reason, "detail": result.detail, "score": result.score})
     else:
         head = {
             name: getattr(result, name)
             for name in ("width", "height", "source_width", "source_height", "format", "notes")
         }
-        answers.write(head, result.image)
+        answers.write({"sha256": sha256, **head}, result.image)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ Pictures travel in batches over a pipe as JSON plus raw bytes; nothing is pickle
 unknown origin. Answers are written one by one into a file in memory that outlives the child, and the parent is woken
 once per batch: were it woken per picture, small pictures would cost as much to hand over as to decode. A child that dies
 still leaves exactly one suspect, the first picture without an answer. A child whose parent was killed reads the end of
-its input and goes.
+its input and goes. A picture that is a file is read and digested by the child: its bytes never pass through the parent.
 
 Results come back in the order of the input whatever the number of children, and do not depend on it.
 """
 
+import hashlib
 import json
 import os
 import select
@@ -29,8 +30,11 @@ from typing import Any, BinaryIO, Generic, Self, TypeVar
 from dalle_model.decode_child import HEADER
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
 from dalle_model.errors import StepFailed
+from dalle_model.sources.local_files import read_file
 
 _T = TypeVar("_T")
+Picture = bytes | Path  # encoded bytes, or the file that holds them
+Answer = tuple[bytes, Decoded | Refused]  # SHA-256 of the encoded bytes, b"" where nothing was read, and the result
 _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
 _READ_BYTES = 1 << 20
@@ -96,20 +100,22 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send_batch(self, pictures: list[bytes]) -> None:
+    def send_batch(self, pictures: list[Picture]) -> None:
         """Give the child its next pictures. It has answered all earlier ones."""
         os.ftruncate(self._answers.fileno(), 0)
         self._read, self._answered_s = 0, time.monotonic()
-        text = json.dumps({"sizes": [len(p) for p in pictures]}).encode()
-        self._send(b"".join((HEADER.pack(len(text), sum(map(len, pictures))), text, *pictures)))
+        text = json.dumps({"pictures": [len(p) if isinstance(p, bytes) else str(p) for p in pictures]}).encode()
+        payload = [p for p in pictures if isinstance(p, bytes)]
+        self._send(b"".join((HEADER.pack(len(text), sum(map(len, payload))), text, *payload)))
 
-    def answer(self) -> Decoded | Refused:
-        """The next picture's result. Raises _Died."""
+    def answer(self) -> Answer:
+        """What became of the next picture. Raises _Died."""
         head, payload = self._receive(self._limits.wall_s)
         self.files_left -= 1
+        sha256 = bytes.fromhex(head.pop("sha256"))
         if "reason" in head:
-            return Refused(Reason(head["reason"]), head["detail"], head["score"])
-        return Decoded(payload, **{**head, "notes": tuple(head["notes"])})
+            return sha256, Refused(Reason(head["reason"]), head["detail"], head["score"])
+        return sha256, Decoded(payload, **{**head, "notes": tuple(head["notes"])})
 
     def stop(self) -> None:
         """End the process whatever it is doing, and close the pipes."""
@@ -236,23 +242,24 @@ class DecodePool(Generic[_T]):
             child.stop()  # also wakes a thread that waits for an answer
         self._threads.shutdown(cancel_futures=True)
 
-    def map(self, items: Iterable[tuple[_T, bytes | Refused]]) -> Iterator[tuple[_T, bytes, Decoded | Refused]]:
-        """(tag, bytes, result) for each (tag, bytes) in order; a Refused instead of bytes passes through.
+    def map(self, items: Iterable[tuple[_T, Picture | Refused]]) -> Iterator[tuple[_T, bytes, Decoded | Refused]]:
+        """(tag, SHA-256 of the encoded bytes, result) for each (tag, bytes or file) in order.
+
+        A Refused instead of a picture passes through; its digest is b"", as that of a file that cannot be read.
 
         Looks ahead by a few batches per child, so memory does not grow with the number of items.
         """
-        waiting: deque[tuple[list[tuple[_T, bytes | Refused]], Future[list[Decoded | Refused]]]] = deque()
+        waiting: deque[tuple[list[tuple[_T, Picture | Refused]], Future[list[Answer]]]] = deque()
         for batch in _batches(items):
-            waiting.append(
-                (batch, self._threads.submit(self._decode_batch, [p for _, p in batch if isinstance(p, bytes)]))
-            )
+            pictures = [p for _, p in batch if not isinstance(p, Refused)]
+            waiting.append((batch, self._threads.submit(self._decode_batch, pictures)))
             if len(waiting) > 2 * self._workers:
                 yield from _joined(*waiting.popleft())
         while waiting:
             yield from _joined(*waiting.popleft())
 
-    def _decode_batch(self, pictures: list[bytes]) -> list[Decoded | Refused]:
-        results: list[Decoded | Refused] = []
+    def _decode_batch(self, pictures: list[Picture]) -> list[Answer]:
+        results: list[Answer] = []
         suspected, deaths = -1, 0  # index of the picture at which children died, and how many
         while len(results) < len(pictures):
             child = self._child(fresh=deaths > 0)
@@ -269,7 +276,8 @@ class DecodePool(Generic[_T]):
                 suspected = at
                 if death.final or deaths == _DEATHS:
                     reason = Reason.TOO_SLOW if death.slow else Reason.DECODER_DIED
-                    results.append(Refused(reason, f"the decoding process {death}"))
+                    refused = Refused(reason, f"the decoding process {death}")
+                    results.append((_digest(pictures[at], self._settings.max_bytes), refused))
             else:
                 self._release(child)
         return results
@@ -320,8 +328,14 @@ class DecodePool(Generic[_T]):
             self._all.discard(child)
 
 
-def _batches(items: Iterable[tuple[_T, bytes | Refused]]) -> Iterator[list[tuple[_T, bytes | Refused]]]:
-    batch: list[tuple[_T, bytes | Refused]] = []
+def _digest(picture: Picture, max_bytes: int) -> bytes:
+    """The digest that a child would have given."""
+    data = picture if isinstance(picture, bytes) else read_file(picture, max_bytes)
+    return b"" if isinstance(data, Refused) else hashlib.sha256(data).digest()
+
+
+def _batches(items: Iterable[tuple[_T, Picture | Refused]]) -> Iterator[list[tuple[_T, Picture | Refused]]]:
+    batch: list[tuple[_T, Picture | Refused]] = []
     size = 0
     for item in items:
         batch.append(item)
@@ -334,8 +348,8 @@ def _batches(items: Iterable[tuple[_T, bytes | Refused]]) -> Iterator[list[tuple
 
 
 def _joined(
-    batch: list[tuple[_T, bytes | Refused]], future: Future[list[Decoded | Refused]]
+    batch: list[tuple[_T, Picture | Refused]], future: Future[list[Answer]]
 ) -> Iterator[tuple[_T, bytes, Decoded | Refused]]:
     results = iter(future.result())
     for tag, picture in batch:
-        yield (tag, b"", picture) if isinstance(picture, Refused) else (tag, picture, next(results))
+        yield (tag, b"", picture) if isinstance(picture, Refused) else (tag, *next(results))

@@ -81,7 +81,7 @@ def _read(job: Job, facts: dict[str, Any]) -> Totals:
     """All sources from their first row on, less what an earlier artifact has."""
     config: IngestConfig = job.config
     sources, base = open_sources(config, remote_opener(job.settings)), job.inputs.get("pairs")
-    known = known_ids(job, base) if base else frozenset[str]()
+    known = known_ids(job, base) if base else None
     counts = [source.count() for source in sources]
     progress = Progress(job, sum(min(config.limit or count, count) for count in counts))
     parts = finished_parts(job)
@@ -110,7 +110,7 @@ def _make_pieces(job: Job, pieces: range) -> Outcome:
     missing = [n for n in pieces if n not in done]
     if missing:
         source, base = open_sources(config, remote_opener(job.settings))[0], job.inputs.get("pairs")
-        known = known_ids(job, base) if base else frozenset[str]()
+        known = known_ids(job, base) if base else None
         progress = Progress(job, len(pieces) * config.rows_per_shard)
         start, end = missing[0] * config.rows_per_shard, pieces.stop * config.rows_per_shard
         rows = islice(source.rows(start), end - start)

@@ -134,7 +134,8 @@ def _tried_again(
         TableFile(job.spool / f"ledger-{number:06d}.parquet", LEDGER) as ledger,
     ):
         for place in piece.places:
-            item, _, result = next(decoded)
+            given, sha256, result = next(decoded)
+            item = given.with_picture(sha256)
             counts.add(item.row, result)
             replaced.reasons[rows[place]["reason"]] += 1
             replaced.fetches[TRANSIENT] += 1

@@ -2,23 +2,23 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dalle_model.config import IngestConfig
-from dalle_model.decode_pool import DecodePool, PoolLimits
+from dalle_model.decode_pool import DecodePool, Picture, PoolLimits
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.records import LEDGER, PAIR, pair_id
+from dalle_model.records import LEDGER, PAIR, pair_id, pair_id_of
 from dalle_model.sources.base import Row, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.failures import PERMANENT, TRANSIENT
 from dalle_model.sources.registry import Weighted
-from dalle_model.sources.remote import Remote
+from dalle_model.sources.remote import AnyPath, Remote
 from tasks.artifacts import Part
 from tasks.job import Job
 from tasks.tables import TableFile, storable
@@ -30,11 +30,15 @@ _MIN_FETCHES, _WINDOW = 32, 512  # fetches before their success means something,
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A row, its normalised caption, and its id ("" where it has no picture)."""
+    """A row, its normalised caption ("" where that is refused), and its id ("" until its picture is read)."""
 
     row: Row
     caption: str
     id: str = ""
+
+    def with_picture(self, sha256: bytes) -> "Checked":
+        """The same with its id, by the digest of its picture's bytes (b"" where there are none)."""
+        return replace(self, id=pair_id_of(sha256, self.caption)) if sha256 and not self.id else self
 
 
 @dataclass
@@ -79,41 +83,52 @@ def finished_parts(job: Job) -> list[Part]:
 
 
 def checked(
-    rows: Iterator[Row], config: IngestConfig, known: Container[str] = frozenset()
-) -> Iterator[tuple[Checked, bytes | Refused]]:
-    """Rows with their caption and their picture's bytes, or the reason against them. Files are read here, when due.
+    rows: Iterable[Row], config: IngestConfig, known: Container[str] | None = None
+) -> Iterator[tuple[Checked, Picture | Refused]]:
+    """Rows with their caption and their picture, or the reason against them.
 
-    A pair whose id is ``known`` is not decoded again.
+    Pictures that are files are left to be read where they are decoded; but given ``known`` ids, all are read here, as a
+    pair that is known is not decoded again.
     """
-    for row, image in _read_ahead(rows, config.max_image_bytes):
+    for item, image in _read_ahead(_captioned(rows, config), config.max_image_bytes, files_too=known is not None):
+        if known is None or not isinstance(image, bytes):
+            yield item, image
+        elif (pair := replace(item, id=pair_id(image, item.caption))).id in known:
+            yield pair, Refused(Reason.KNOWN, "the pair is in the earlier set")
+        else:
+            yield pair, image
+
+
+def _captioned(rows: Iterable[Row], config: IngestConfig) -> Iterator[tuple[Checked, AnyPath | bytes | Refused]]:
+    """What needs no reading is checked first: a row without a picture, then its caption."""
+    for row in rows:
         caption = check_caption(row.caption, config.max_caption_chars)
-        if isinstance(image, bytes) and isinstance(caption, str):
-            item = Checked(row, caption, pair_id(image, caption))
-            yield item, Refused(Reason.KNOWN, "the pair is in the earlier set") if item.id in known else image
-        elif isinstance(image, Refused):
-            yield Checked(row, caption if isinstance(caption, str) else ""), image
-        elif isinstance(caption, Refused):
-            yield Checked(row, ""), caption
+        text = caption if isinstance(caption, str) else ""
+        refused = isinstance(caption, Refused) and not isinstance(row.image, Refused)
+        yield Checked(row, text), caption if refused and isinstance(caption, Refused) else row.image
 
 
-def _read_ahead(rows: Iterator[Row], max_bytes: int) -> Iterator[tuple[Row, bytes | Refused]]:
+def _read_ahead(
+    rows: Iterator[tuple[Checked, AnyPath | bytes | Refused]], max_bytes: int, *, files_too: bool
+) -> Iterator[tuple[Checked, Picture | Refused]]:
     """Rows with their pictures, in order. What lies in a bucket is read in advance, many at once: each costs a round trip."""
-    waiting: deque[tuple[Row, bytes | Refused | Future[bytes | Refused]]] = deque()
+    waiting: deque[tuple[Checked, Picture | Refused | Future[bytes | Refused]]] = deque()
     with ThreadPoolExecutor(_READERS, "read") as readers:
-        for row in rows:
-            image = row.image
+        for item, image in rows:
             if isinstance(image, Remote):
-                waiting.append((row, readers.submit(read_picture, image, max_bytes)))
+                waiting.append((item, readers.submit(read_picture, image, max_bytes)))
+            elif files_too and isinstance(image, Path):
+                waiting.append((item, read_picture(image, max_bytes)))
             else:
-                waiting.append((row, read_picture(image, max_bytes) if isinstance(image, Path) else image))
+                waiting.append((item, image))
             while len(waiting) > _READERS or (waiting and not isinstance(waiting[0][1], Future)):
                 yield _arrived(*waiting.popleft())
         while waiting:
             yield _arrived(*waiting.popleft())
 
 
-def _arrived(row: Row, image: bytes | Refused | Future[bytes | Refused]) -> tuple[Row, bytes | Refused]:
-    return row, image.result() if isinstance(image, Future) else image
+def _arrived(item: Checked, image: Picture | Refused | Future[bytes | Refused]) -> tuple[Checked, Picture | Refused]:
+    return item, image.result() if isinstance(image, Future) else image
 
 
 def next_shard(
@@ -130,7 +145,8 @@ def next_shard(
         TableFile(job.spool / f"pairs-{number:06d}.parquet", PAIR) as pairs,
         TableFile(job.spool / f"ledger-{number:06d}.parquet", LEDGER) as ledger,
     ):
-        for item, _, result in islice(decoded, config.rows_per_shard):
+        for given, sha256, result in islice(decoded, config.rows_per_shard):
+            item = given.with_picture(sha256)
             counts.add(item.row, result)
             if isinstance(result, Decoded):
                 pairs.add(pair_row(item, source, result))

@@ -1,5 +1,6 @@
 """What every source of pairs offers: rows in a fixed order, and the identity of its content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,10 +14,13 @@ from typing import Any, Protocol, TypeVar
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
+from dalle_model.sources.local_files import read_file, words_of
 from dalle_model.sources.remote import AnyPath, Remote
 
 _T = TypeVar("_T")
 _READ_BYTES = 1 << 20
+_WHOLE_BYTES = 1 << 24  # objects of a bucket up to this size are read in one request
+_FOLDERS = 4096  # resolved folders that are remembered
 _OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
 
@@ -63,45 +67,12 @@ def skip(rows: Iterator[_T], start: int) -> Iterator[_T]:
 
 
 def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
-    """Bytes of a regular file of at most ``max_bytes``. Never blocks on a pipe or a device.
+    """Bytes of a regular file or an object of at most ``max_bytes``.
 
     SourceError when a bucket fails: its trouble would pass, and is not to be remembered against a row.
     """
-    if isinstance(path, Remote):
-        return _read_remote(path, max_bytes)
-    try:
-        # O_NONBLOCK: opening a FIFO nobody writes to would wait for ever, before its type could be looked at.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return Refused(Reason.MISSING_FILE, "no such file")
-    except (OSError, ValueError) as error:
-        return Refused(Reason.UNREADABLE_FILE, _words(error))
-    try:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            return Refused(Reason.NOT_A_FILE, f"a {_type(info.st_mode)}, not a regular file")
-        if info.st_size > max_bytes:
-            return Refused(Reason.TOO_MANY_BYTES, f"{info.st_size} bytes, the limit is {max_bytes}", info.st_size)
-        return _read_up_to(handle, info.st_size, max_bytes + 1)
-    except OSError as error:
-        return Refused(Reason.UNREADABLE_FILE, _words(error))
-    finally:
-        os.close(handle)
-
-
-def _read_up_to(handle: int, expected: int, limit: int) -> bytes:
-    """At most ``limit`` bytes of a file that should have ``expected``: then one call reads it and sees its end."""
-    data = os.read(handle, min(expected + 1, limit))
-    if len(data) == expected:
-        return data
-    pieces, found = [data], len(data)
-    while found < limit and (piece := os.read(handle, min(limit - found, _READ_BYTES))):
-        pieces.append(piece)
-        found += len(piece)
-    return b"".join(pieces)
-
-
-def _read_remote(path: Remote, max_bytes: int) -> bytes | Refused:
+    if not isinstance(path, Remote):
+        return read_file(path, max_bytes)
     try:
         size = path.bucket.size(path.key)
         if size > max_bytes:
@@ -120,23 +91,53 @@ def key_below(root: AnyPath, path: AnyPath) -> str:
     """The path of ``path`` below ``root`` with /, "" when it lies elsewhere. On text: a path object per row costs more."""
     if isinstance(path, Remote):
         return path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else ""
-    text, start = str(path), str(root)
-    start = start if start.endswith(os.sep) else start + os.sep
-    return text[len(start) :].replace(os.sep, "/") if text.startswith(start) else ""
+    return _below(str(root), str(path))
+
+
+def _below(root: str, path: str) -> str:
+    start = root if root.endswith(os.sep) else root + os.sep
+    return path[len(start) :].replace(os.sep, "/") if path.startswith(start) else ""
+
+
+class Inside:
+    """Files beside metadata files, which must stay under ``root`` (a resolved path).
+
+    A folder's links are resolved once, not for each of its files: a source whose links change while it is read is
+    noticed by its digest.
+    """
+
+    def __init__(self, root: AnyPath) -> None:
+        self._root = root
+        self._folders: dict[str, str] = {}  # as written: resolved
+
+    def __call__(self, folder: AnyPath, name: str) -> AnyPath | Refused:
+        """The file ``name`` in ``folder``, or why it may not be read."""
+        if not name or "\0" in name:
+            return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+        if isinstance(folder, Remote):
+            found = folder / name
+            return found if found.is_relative_to(self._root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+        # A loop of links or a name that is too long stays in the path, and reading it says so.
+        written = os.path.join(folder, name)
+        above, last = os.path.split(written)
+        path = os.path.join(self._resolved(above), last)
+        if last in ("", ".", "..") or os.path.islink(path):
+            path = os.path.realpath(written)
+        if not _below(str(self._root), path) and path != str(self._root):
+            return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+        return Path(path)
+
+    def _resolved(self, folder: str) -> str:
+        if folder not in self._folders:
+            if len(self._folders) >= _FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = os.path.realpath(folder)
+        return self._folders[folder]
 
 
 def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
-    """The file ``name`` beside a metadata file in ``folder``, which must stay under ``root`` (a resolved path)."""
-    if not name or "\0" in name:
-        return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
-    if isinstance(folder, Remote):
-        found = folder / name
-        return found if found.is_relative_to(root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
-    # A loop of links or a name that is too long stays in the path, and reading it says so.
-    path = Path(os.path.realpath(os.path.join(folder, name)))
-    if not key_below(root, path) and path != root:
-        return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
-    return path
+    """``Inside`` for one file."""
+    return Inside(root)(folder, name)
 
 
 def walk(root: AnyPath, *, hidden: bool) -> Iterator[Any]:
@@ -147,7 +148,7 @@ def walk(root: AnyPath, *, hidden: bool) -> Iterator[Any]:
     try:
         entries = sorted(os.scandir(root), key=lambda e: e.name)
     except OSError as error:
-        raise SourceError(f"folder {root} cannot be read ({_words(error)}); give this user access to it") from error
+        raise SourceError(f"folder {root} cannot be read ({words_of(error)}); give this user access to it") from error
     for entry in entries:
         if not hidden and entry.name.startswith("."):
             continue
@@ -178,31 +179,46 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
 def _content(path: AnyPath, root: AnyPath) -> str:
     """Digest of a regular file, the target of a link, or words for what else stands there."""
     if isinstance(path, Remote):
-        try:
-            with path.open() as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # reads into a buffer
-        except FileNotFoundError:
-            return Reason.MISSING_FILE
-    if os.path.islink(path):
-        target = inside(root, path.parent, path.name)
-        return (
-            target.reason
-            if isinstance(target, Refused)
-            else f"link {Path(str(target)).relative_to(str(root)).as_posix()}"
-        )
+        return _remote_content(path)
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            return Reason.NOT_A_FILE
-        digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as stream:
-            while piece := stream.read(min(max(info.st_size, 4095) + 1, _READ_BYTES)):
-                digest.update(piece)
-        return digest.hexdigest()
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return Reason.MISSING_FILE
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            return _link_content(path, root)
+        return Reason.NOT_A_FILE if error.errno == errno.ENXIO else Reason.UNREADABLE_FILE  # ENXIO: a socket
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            return Reason.NOT_A_FILE
+        piece = os.read(handle, min(max(info.st_size, 4095) + 1, _READ_BYTES))
+        digest = hashlib.sha256(piece)
+        if len(piece) != info.st_size:  # one call has read a small file and seen its end
+            while piece := os.read(handle, _READ_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
     except OSError:
         return Reason.UNREADABLE_FILE
+    finally:
+        os.close(handle)
+
+
+def _link_content(path: Path, root: AnyPath) -> str:
+    target = inside(root, path.parent, path.name)
+    if isinstance(target, Refused):
+        return target.reason
+    return f"link {Path(str(target)).relative_to(str(root)).as_posix()}"
+
+
+def _remote_content(path: Remote) -> str:
+    try:
+        if path.bucket.size(path.key) <= _WHOLE_BYTES:
+            return hashlib.sha256(path.bucket.read(path.key)).hexdigest()  # one request; opening a stream costs more
+        with path.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # reads into a buffer
+    except FileNotFoundError:
+        return Reason.MISSING_FILE
 
 
 def existing(path: str | Remote, source: str) -> Any:
@@ -217,18 +233,3 @@ def existing(path: str | Remote, source: str) -> Any:
             f"source {source}: {path or 'no path'} does not exist; give a path that does, relative to {Path.cwd()} or absolute"
         )
     return found.resolve()
-
-
-def _words(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__).lower()
-
-
-def _type(mode: int) -> str:
-    kinds = {
-        stat.S_IFIFO: "named pipe",
-        stat.S_IFDIR: "folder",
-        stat.S_IFCHR: "device",
-        stat.S_IFBLK: "device",
-        stat.S_IFSOCK: "socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "special file")

@@ -7,14 +7,25 @@ caption (``text``). A picture that no metadata names takes its caption from a te
 import hashlib
 from array import array
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, below, content_digest, existing, inside, key_below, read_picture, skip, walk
+from dalle_model.sources.base import (
+    Inside,
+    Row,
+    below,
+    content_digest,
+    existing,
+    inside,
+    key_below,
+    read_picture,
+    skip,
+    walk,
+)
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
 
@@ -46,12 +57,13 @@ class MetadataFile:
         return skip((row for row, _ in self._lines()), start)
 
     def _lines(self) -> Iterator[tuple[Row, list[AnyPath]]]:
+        inside_root = Inside(self._root)
         for line in read_lines(self._file):
             where = f"{self._file.name}#{line.number}"
             if isinstance(line.record, Refused):
                 yield Row(where, "", line.record), []
             else:
-                yield row_of(line.record, self._root, self._root, where, self._column)
+                yield row_of(line.record, self._root, self._root, where, self._column, inside_root)
 
 
 class ImageFolder:
@@ -84,30 +96,29 @@ class ImageFolder:
         return skip(self._all_rows(), start)
 
     def _all_rows(self) -> Iterator[Row]:
-        named = array("Q")
+        named, inside_root = array("Q"), Inside(self._root)
         for metadata in self._metadata:
             where = metadata.relative_to(self._root).as_posix()
             for line in read_lines(metadata):
                 if isinstance(line.record, Refused):
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
-                row, paths = row_of(line.record, self._root, metadata.parent, f"{where}#{line.number}", self._column)
+                place = f"{where}#{line.number}"
+                row, paths = row_of(line.record, self._root, metadata.parent, place, self._column, inside_root)
                 named.extend(_number(path) for path in paths)
                 yield row
         yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
 
     def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
         """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""
-        for path in walk(self._root, hidden=False):
-            if path.suffix.lower() not in _SUFFIXES:
-                continue
-            number = _number(path)
-            at = int(np.searchsorted(named, np.uint64(number)))
-            if at < len(named) and int(named[at]) == number:
-                continue
-            key = path.relative_to(self._root).as_posix()
-            image = inside(self._root, path.parent, path.name)
-            yield Row(key, self._text_beside(path), image)
+        found = (path for path in walk(self._root, hidden=False) if path.suffix.lower() in _SUFFIXES)
+        while some := list(islice(found, 1024)):
+            numbers = np.fromiter((_number(path) for path in some), np.uint64, len(some))
+            at = np.minimum(np.searchsorted(named, numbers), max(len(named) - 1, 0))
+            known = named[at] == numbers if len(named) else np.zeros(len(some), np.bool_)
+            for path in (path for path, is_named in zip(some, known.tolist(), strict=True) if not is_named):
+                key = path.relative_to(self._root).as_posix()
+                yield Row(key, self._text_beside(path), inside(self._root, path.parent, path.name))
 
     def _captioned(self, path: AnyPath) -> bool:
         return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
@@ -121,13 +132,13 @@ class ImageFolder:
 
 
 def row_of(
-    record: dict[str, Any], root: AnyPath, folder: AnyPath, where: str, column: str
+    record: dict[str, Any], root: AnyPath, folder: AnyPath, where: str, column: str, inside_root: Inside
 ) -> tuple[Row, list[AnyPath]]:
-    """The row of a metadata record, and the paths it names: as written and where that leads."""
+    """The row of a metadata record, and the paths it names: as written and, where it differs, where that leads."""
     name = record.get("file_name")
     if not isinstance(name, str):
         return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
-    image = inside(root, folder, name)
+    image = inside_root(folder, name)
     written = below(folder, name) if "\0" not in name else folder
     licence, author = record.get("licence", record.get("license")), record.get("author")
     row = Row(
@@ -139,7 +150,7 @@ def row_of(
         author if isinstance(author, str) else "",
         extra_in(record, {"file_name", "licence", "license", "author", *((column,) if column else CAPTION_COLUMNS)}),
     )
-    return row, [written, *([] if isinstance(image, Refused) else [image])]
+    return row, [written] if isinstance(image, Refused) or str(image) == str(written) else [written, image]
 
 
 def _number(path: AnyPath) -> int:

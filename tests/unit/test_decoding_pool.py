@@ -1,5 +1,6 @@
 """Decoding children: order, limits, deaths. Children are real processes."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -36,6 +37,35 @@ def test_results_come_in_order_and_do_not_depend_on_the_number_of_children() -> 
     assert one[7] == items[7]
     assert isinstance(one[70], Refused)
     assert sum(isinstance(result, Decoded) for result in one) == 148
+
+
+def test_a_file_is_read_and_digested_by_the_child_and_gives_what_its_bytes_give(tmp_path: Path) -> None:
+    contents = {"good.jpg": GOOD, "rubbish": b"rubbish", "empty": b"", "na\udcffme": encoded(photo(seed=3), "PNG")}
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "large").write_bytes(b"\xff\xd8\xff" + bytes(SETTINGS.max_bytes))
+    os.mkfifo(tmp_path / "pipe")
+    odd = [tmp_path / "pipe", tmp_path / "none", tmp_path, tmp_path / "large"]
+    with DecodePool[int](SETTINGS, 2) as pool:
+        files = list(pool.map(enumerate([*(tmp_path / name for name in contents), *odd])))
+        given = list(pool.map(enumerate(contents.values())))
+    assert files[: len(contents)] == given
+    assert [sha256 for _, sha256, _ in given] == [hashlib.sha256(data).digest() for data in contents.values()]
+    reasons = [(sha256, result.reason) for _, sha256, result in files[len(contents) :] if isinstance(result, Refused)]
+    assert reasons == [
+        (b"", r) for r in (Reason.NOT_A_FILE, Reason.MISSING_FILE, Reason.NOT_A_FILE, Reason.TOO_MANY_BYTES)
+    ]
+
+
+def test_a_file_that_decodes_for_ever_has_its_digest_all_the_same(tmp_path: Path) -> None:
+    bomb = scan_bomb(4000, 3000)
+    (tmp_path / "bomb").write_bytes(bomb)
+    with DecodePool[int](SETTINGS, 1, PoolLimits(cpu_s=0.2, wall_s=60)) as pool:
+        found = list(pool.map([(0, tmp_path / "bomb"), (1, GOOD)]))
+    assert found[0][1] == hashlib.sha256(bomb).digest()
+    assert isinstance(found[0][2], Refused)
+    assert found[0][2].reason == Reason.TOO_SLOW
+    assert isinstance(found[1][2], Decoded)
 
 
 def test_a_picture_that_decodes_for_ever_costs_itself_and_not_its_neighbours() -> None:

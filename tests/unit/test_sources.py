@@ -15,10 +15,11 @@ from support.data_steps import write_folder
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources.base import Source, _read_up_to, read_picture
+from dalle_model.sources.base import Source, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.huggingface import split_words
 from dalle_model.sources.imagefolder import ImageFolder
+from dalle_model.sources.local_files import _read_up_to
 from dalle_model.sources.metadata import MAX_LINE_BYTES, read_lines
 from dalle_model.sources.openmoji import OpenMoji, caption_of
 from dalle_model.sources.parquet import ParquetFiles
