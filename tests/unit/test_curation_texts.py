@@ -1,6 +1,7 @@
 """Rules that read captions: stock phrases, repetition, listed words, personal data, language, mined phrases."""
 
 import random
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -195,6 +196,42 @@ def test_other_numbers_stay(caption: str) -> None:
 def test_no_row_is_sorted_out_that_holds_personal_data(captions: list[str]) -> None:
     found = mask_column(pa.array(captions, pa.string())).caption.to_pylist()
     assert found == [text if (text := mask(c)[0]) != c else None for c in captions]
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        "a.a.a.a@",
+        "a",
+        "a.",
+        "a@",
+        "a@b [dot] ",
+        "1",
+        "1 ",
+        "+49 (0)1-",
+        "call ",
+        "tel me now ",
+        "1 A'1-",
+        "12 Aa ",
+        "x strasse",
+    ],
+)
+def test_the_work_of_masking_grows_with_the_length_and_not_with_its_square(rubbish: str) -> None:
+    def seconds(chars: int) -> float:
+        text = (rubbish * chars)[:chars]
+        took = []
+        for _ in range(3):
+            start = time.process_time()
+            mask(text)
+            took.append(time.process_time() - start)
+        return min(took)
+
+    # Sixteen times the length: about 16 times the work; a pattern that begins anew at every character needs 256 times.
+    assert seconds(32_000) < 64 * max(seconds(2_000), 1e-4)
+
+
+def test_addresses_without_a_gap_are_all_masked() -> None:
+    assert mask("me@b.io%you@c.io")[0] == "[email]"
 
 
 def test_the_column_finds_what_single_captions_do() -> None:
