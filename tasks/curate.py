@@ -19,7 +19,7 @@ from dalle_model.curation.rules import not_checked, rules_of
 from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
-from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
+from tasks.artifacts import Manifest, ObjectRef, fingerprint
 from tasks.curate_scores import outside_of, scored
 from tasks.curation_report import make_report
 from tasks.curation_tally import Tally
@@ -27,6 +27,7 @@ from tasks.job import Job, Outcome
 from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
 from tasks.removals import withdrawn_in
 from tasks.settings import Settings
+from tasks.shard_measures import of_shards
 from tasks.step import open_store
 from tasks.tables import TableFile
 
@@ -120,22 +121,14 @@ def _outside(job: Job) -> Outside:
 
 def _measured(job: Job, pairs: Manifest) -> list[ObjectRef]:
     """Features of every shard of pairs. Their receipts hang on the pairs alone, so other thresholds find them."""
-    shared = fingerprint("features", FEATURES_VERSION, versions(), {"pairs": pairs.fingerprint})
-    shards = pairs.objects_of("pairs")
-    found = job.store.parts(shared)
-    missing = {obj.key for obj in job.store.missing(obj for part in found.values() for obj in part.objects)}
-    objects: list[ObjectRef] = []
-    done = 0
+
+    def receipts(manifest: Manifest) -> str:
+        return fingerprint("features", FEATURES_VERSION, versions(), {"pairs": manifest.fingerprint})
+
     with ThreadPoolExecutor(job.workers, "measure") as threads:
-        for number, shard in enumerate(shards):
-            part = found.get(number)
-            if part is None or missing.intersection(obj.key for obj in part.objects):
-                part = Part(objects=(_measure_shard(job, shard, number, threads),))
-                job.store.commit_part(shared, number, part)
-            objects += part.objects
-            done += shard.rows
-            job.progress(done, pairs.rows, unit="pairs")
-    return objects
+        return of_shards(
+            job, pairs, receipts, lambda shard, number: _measure_shard(job, shard, number, threads), "pairs"
+        )
 
 
 def _measure_shard(job: Job, shard: ObjectRef, number: int, threads: ThreadPoolExecutor) -> ObjectRef:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from dalle_model.curation.embeddings import EMBEDDINGS, Embedding
 from dalle_model.curation.selection import Selection
 from dalle_model.errors import DataError, UsageError
 from dalle_model.records import CLUSTER
-from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
+from tasks.artifacts import Manifest, ObjectRef, fingerprint
 from tasks.job import Job, load_ancestor
+from tasks.shard_measures import of_shards
 from tasks.store import Store
 
 _PICTURES_AT_ONCE = 256
@@ -33,30 +33,29 @@ def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArra
 
     Memory: the array itself, ``width`` numbers per pair.
     """
-    shared = fingerprint("embeddings", 1, {"digest": embedding.digest}, {"pairs": pairs.fingerprint})
-    shards = pairs.objects_of("pairs")
-    found = job.store.parts(shared)
-    out = np.empty((sum(shard.rows for shard in shards), embedding.width), embedding.dtype)
+
+    def receipts(manifest: Manifest) -> str:
+        return fingerprint("embeddings", 1, {"digest": embedding.digest}, {"pairs": manifest.fingerprint})
+
+    def make(shard: ObjectRef, number: int) -> ObjectRef:
+        data = io.BytesIO()
+        np.save(data, _embed(job, shard, embedding))
+        return job.put(data.getvalue(), ext="npy", role="embeddings", rows=shard.rows)
+
+    out = np.empty((sum(shard.rows for shard in pairs.objects_of("pairs")), embedding.width), embedding.dtype)
     done = 0
-    for number, shard in enumerate(shards):
-        part = found.get(number)
-        if part is None:
-            rows = _embed(job.fetch(shard), embedding)
-            data = io.BytesIO()
-            np.save(data, rows)
-            part = Part(objects=(job.put(data.getvalue(), ext="npy", role="embeddings", rows=len(rows)),))
-            job.store.commit_part(shared, number, part)
-        rows = np.load(io.BytesIO(job.read(part.objects[0])))
-        out[done : done + len(rows)] = rows
-        done += shard.rows
-        job.progress(done, pairs.rows, unit="pairs embedded")
+    for obj in of_shards(job, pairs, receipts, make, "pairs embedded"):
+        out[done : done + obj.rows] = np.load(io.BytesIO(job.read(obj)))
+        done += obj.rows
     return out
 
 
-def _embed(shard: Path, embedding: Embedding) -> npt.NDArray[Any]:
-    with pq.ParquetFile(shard) as file:
-        batches = file.iter_batches(_PICTURES_AT_ONCE, columns=["image"])
-        pieces = [embedding.of(batch["image"].to_pylist()) for batch in batches]
+def _embed(job: Job, shard: ObjectRef, embedding: Embedding) -> npt.NDArray[Any]:
+    pieces = []
+    with pq.ParquetFile(job.fetch(shard)) as file:
+        for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["image"]):
+            pieces.append(embedding.of(batch["image"].to_pylist()))
+            job.check_stop()
     return np.concatenate(pieces) if pieces else np.zeros((0, embedding.width), embedding.dtype)
 
 

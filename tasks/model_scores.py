@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from dalle_model.config import CurateConfig
 from dalle_model.curation.rules import AGREEMENT, NSFW, Rule
 from dalle_model.errors import DataError, UsageError
-from tasks.artifacts import ObjectRef, Part, fingerprint
+from tasks.artifacts import Manifest, ObjectRef, fingerprint
 from tasks.job import Job
 from tasks.settings import Settings
+from tasks.shard_measures import of_shards
 from tasks.step import open_store
 from tasks.tables import TableFile
 
@@ -76,24 +77,18 @@ def model_scores(job: Job, digests: Mapping[str, str]) -> dict[str, tuple[Object
 
 
 def _scored(job: Job, rule: Rule, digest: str) -> tuple[ObjectRef, ...]:
-    pairs = job.inputs["pairs"]
-    shared = fingerprint(
-        "model-scores", rule.version, {"rule": rule.name, "model": digest}, {"pairs": pairs.fingerprint}
-    )
-    found = job.store.parts(shared)
-    missing = {obj.key for obj in job.store.missing(obj for part in found.values() for obj in part.objects)}
-    objects: list[ObjectRef] = []
-    scorer, done = None, 0
-    for number, shard in enumerate(pairs.objects_of("pairs")):
-        part = found.get(number)
-        if part is None or missing.intersection(obj.key for obj in part.objects):
-            scorer = scorer or _opened(job, rule, digest)
-            part = Part(objects=(_score_shard(job, scorer, rule, shard, number),))
-            job.store.commit_part(shared, number, part)
-        objects += part.objects
-        done += shard.rows
-        job.progress(done, pairs.rows, unit=f"pairs judged by {rule.name}")
-    return tuple(objects)
+    opened: list[Scorer] = []  # a model takes seconds to load: only if there is something to ask
+
+    def receipts(pairs: Manifest) -> str:
+        about = {"rule": rule.name, "model": digest}
+        return fingerprint("model-scores", rule.version, about, {"pairs": pairs.fingerprint})
+
+    def make(shard: ObjectRef, number: int) -> ObjectRef:
+        if not opened:
+            opened.append(_opened(job, rule, digest))
+        return _score_shard(job, opened[0], rule, shard, number)
+
+    return tuple(of_shards(job, job.inputs["pairs"], receipts, make, f"pairs judged by {rule.name}"))
 
 
 def _opened(job: Job, rule: Rule, digest: str) -> "Scorer":

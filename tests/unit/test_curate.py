@@ -1,8 +1,12 @@
 """Curation: scores, verdicts, duplicates, splits, and the artifact."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from support.bad_images import encoded, photo
@@ -10,11 +14,13 @@ from support.data_steps import Data, write_folder
 
 from dalle_model.config import CurateConfig, IngestConfig
 from dalle_model.curation.clusters import held_out
-from dalle_model.curation.features import FEATURES
+from dalle_model.curation.embeddings import Thumbnails
+from dalle_model.curation.features import FEATURES, measure
 from dalle_model.curation.rules import PRESETS, RULES, checks, rules_of
 from dalle_model.errors import DataError, UsageError
 from dalle_model.records import CURATED, LEDGER, SCORE
 from tasks.artifacts import Manifest
+from tasks.stages import INGEST
 from tasks.store import Store
 
 
@@ -209,3 +215,39 @@ def test_the_manifest_does_not_depend_on_workers_or_on_a_stop_in_between(
                     data.curate(config, pairs)
         manifests.append(data.curate(config, pairs))
     assert manifests[0].sha256 == manifests[1].sha256
+
+
+def test_curating_a_set_that_grew_measures_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CurateConfig(valid_share=0.2, embedding="thumbnail", near_duplicate_bits=4)
+    data, fresh = Data(tmp_path / "grown", workers=1), Data(tmp_path / "fresh", workers=1)
+    sources = []
+    for name, numbers in (("old", range(12)), ("new", range(10, 17))):
+        pictures = {f"{n:03d}.png": encoded(photo(40, 30, seed=n), "PNG") for n in numbers}
+        lines = [{"file_name": key, "text": f"picture {key}"} for key in pictures]
+        source = f"imagefolder:{write_folder(tmp_path / name, pictures, lines)}"
+        sources.append(IngestConfig(source=source, image_px=32, rows_per_shard=5))
+    pairs = {}
+    for store in (data, fresh):
+        base = store.ingest(sources[0])
+        if store is data:
+            data.curate(config, base)
+        pairs[id(store)] = store.run(INGEST, sources[1], {"pairs": base})
+    embedded, measured = [], []
+    thumbnails = Thumbnails.of
+
+    def embed(self: Thumbnails, pictures: Sequence[bytes]) -> np.ndarray[Any, Any]:
+        embedded.append(len(pictures))
+        return thumbnails(self, pictures)
+
+    def look(table: pa.Table, threads: Executor) -> pa.Table:
+        measured.append(table.num_rows)
+        return measure(table, threads)
+
+    monkeypatch.setattr(Thumbnails, "of", embed)
+    monkeypatch.setattr("tasks.curate.measure", look)
+    grown = data.curate(config, pairs[id(data)])
+    assert (sum(measured), sum(embedded)) == (5, 5), "12 of 17 pairs were known"
+    assert data.curate(config, pairs[id(data)]).sha256 == grown.sha256 and sum(measured) == 5
+    scratch = fresh.curate(config, pairs[id(fresh)])
+    assert sum(measured) == 5 + 17
+    assert scratch.sha256 == grown.sha256, "manifest and objects are those of a curation from scratch"
