@@ -23,6 +23,7 @@ from tasks.artifacts import Part
 from tasks.job import Job
 from tasks.tables import TableFile, storable
 
+_JSON = json.JSONEncoder(sort_keys=True)
 _EXAMPLES_PER_REASON = 3  # kept in each receipt, for the sheet of rejected rows
 _READERS = 16  # requests to a bucket at once
 _MIN_FETCHES, _WINDOW = 32, 512  # fetches before their success means something, and those that count
@@ -38,7 +39,7 @@ class Checked:
 
     def with_picture(self, sha256: bytes) -> "Checked":
         """The same with its id, by the digest of its picture's bytes (b"" where there are none)."""
-        return replace(self, id=pair_id_of(sha256, self.caption)) if sha256 and not self.id else self
+        return Checked(self.row, self.caption, pair_id_of(sha256, self.caption)) if sha256 and not self.id else self
 
 
 @dataclass
@@ -179,7 +180,7 @@ def pair_row(item: Checked, source: Weighted, picture: Decoded) -> dict[str, Any
         "key": storable(row.key),
         "licence": storable(row.licence),
         "author": storable(row.author),
-        "extra": json.dumps({**(row.extra or {}), **facts}, sort_keys=True),
+        "extra": _JSON.encode({**(row.extra or {}), **facts}),
         "weight": source.weight,
     }
 

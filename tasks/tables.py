@@ -1,5 +1,6 @@
 """Parquet files built row by row in the spool, with memory bounded by bytes and not by rows."""
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,9 @@ class TableFile:
         self.path = path
         self.rows = 0
         self._schema = schema
-        self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        self._rows: list[dict[str, Any]] = []
+        sized = [f.name for f in schema if f.type in (pa.binary(), pa.string())]
+        self._sized = itemgetter(*sized, *sized[:1]) if sized else lambda row: ()  # two names at least: then a tuple
         self._bytes = 0
         # Encoded pictures do not shrink and their dictionary would only cost time.
         packed = [f.name for f in schema if f.type != pa.binary()]
@@ -47,13 +50,10 @@ class TableFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row: a value for each column of the schema."""
-        for name, column in self._columns.items():
-            value = row[name]
-            column.append(value)
-            if isinstance(value, bytes | str):
-                self._bytes += len(value)
+        self._rows.append(row)
+        self._bytes += sum(map(len, filter(None, self._sized(row)[:-1])))
         self.rows += 1
-        if self._bytes >= _FLUSH_BYTES or len(column) >= _FLUSH_ROWS:
+        if self._bytes >= _FLUSH_BYTES or len(self._rows) >= _FLUSH_ROWS:
             self._flush()
 
     def add_table(self, table: pa.Table) -> None:
@@ -69,7 +69,7 @@ class TableFile:
         return self.path
 
     def _flush(self) -> None:
-        if next(iter(self._columns.values())):
-            self._writer.write_table(pa.table(self._columns, schema=self._schema))
-            self._columns = {name: [] for name in self._schema.names}
-            self._bytes = 0
+        if self._rows:
+            columns = {name: [row[name] for row in self._rows] for name in self._schema.names}
+            self._writer.write_table(pa.table(columns, schema=self._schema))
+            self._rows, self._bytes = [], 0

@@ -20,6 +20,7 @@ from dalle_model.sources.remote import AnyPath, Remote
 _T = TypeVar("_T")
 _READ_BYTES = 1 << 20
 _WHOLE_BYTES = 1 << 24  # objects of a bucket up to this size are read in one request
+_NAME_CHARS = 300  # of a path in an error
 _FOLDERS = 4096  # resolved folders that are remembered
 _OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
@@ -82,13 +83,13 @@ def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
         return Refused(Reason.MISSING_FILE, "no such file")
 
 
-def below(folder: AnyPath, name: str) -> AnyPath:
+def below(folder: AnyPath, name: str) -> str | Remote:
     """The path ``name`` beside a file in ``folder``, as it is written: links are not followed."""
-    return folder / name if isinstance(folder, Remote) else Path(os.path.normpath(os.path.join(folder, name)))
+    return folder / name if isinstance(folder, Remote) else os.path.normpath(os.path.join(folder, name))
 
 
-def key_below(root: AnyPath, path: AnyPath) -> str:
-    """The path of ``path`` below ``root`` with /, "" when it lies elsewhere. On text: a path object per row costs more."""
+def key_below(root: AnyPath, path: AnyPath | str) -> str:
+    """The path of ``path`` below ``root`` with /, "" when it lies elsewhere."""
     if isinstance(path, Remote):
         return path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else ""
     return _below(str(root), str(path))
@@ -102,13 +103,13 @@ def _below(root: str, path: str) -> str:
 class Inside:
     """Files beside metadata files, which must stay under ``root`` (a resolved path).
 
-    A folder's links are resolved once, not for each of its files: a source whose links change while it is read is
-    noticed by its digest.
+    A folder is looked at once, not for each of its files: a source whose links change while it is read is noticed by its
+    digest.
     """
 
     def __init__(self, root: AnyPath) -> None:
         self._root = root
-        self._folders: dict[str, str] = {}  # as written: resolved
+        self._folders: dict[str, tuple[str, frozenset[str] | None]] = {}  # as written: resolved, and its links
 
     def __call__(self, folder: AnyPath, name: str) -> AnyPath | Refused:
         """The file ``name`` in ``folder``, or why it may not be read."""
@@ -120,19 +121,31 @@ class Inside:
         # A loop of links or a name that is too long stays in the path, and reading it says so.
         written = os.path.join(folder, name)
         above, last = os.path.split(written)
-        path = os.path.join(self._resolved(above), last)
-        if last in ("", ".", "..") or os.path.islink(path):
+        real, links = self._resolved(above)
+        if links is None or last in links or last in ("", ".", ".."):
             path = os.path.realpath(written)
+        else:
+            path = os.path.join(real, last)
         if not _below(str(self._root), path) and path != str(self._root):
             return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
         return Path(path)
 
-    def _resolved(self, folder: str) -> str:
-        if folder not in self._folders:
+    def _resolved(self, folder: str) -> tuple[str, frozenset[str] | None]:
+        """A folder without links on its way, and the names of the links in it; None when it cannot be listed.
+
+        One listing says of all files what a system call for each would: those make the threads of a process wait.
+        """
+        if (found := self._folders.get(folder)) is None:
             if len(self._folders) >= _FOLDERS:
                 self._folders.clear()
-            self._folders[folder] = os.path.realpath(folder)
-        return self._folders[folder]
+            real = os.path.realpath(folder)
+            try:
+                with os.scandir(real) as entries:
+                    found = real, frozenset(entry.name for entry in entries if entry.is_symlink())
+            except OSError:
+                found = real, None
+            self._folders[folder] = found
+        return found
 
 
 def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
@@ -142,23 +155,36 @@ def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
 
 def walk(root: AnyPath, *, hidden: bool) -> Iterator[Any]:
     """Every entry below ``root`` that is not a folder, in sorted order, links not followed. Of the kind of ``root``."""
+    return (Path(path) if isinstance(path, str) else path for path in files_below(root, hidden=hidden))
+
+
+def files_below(root: AnyPath, *, hidden: bool) -> Iterator[str | Remote]:
+    """As ``walk``, but a local file as plain text: a path object costs more than the file's turn otherwise would."""
     if isinstance(root, Remote):
         yield from root.walk(hidden=hidden)
         return
+    waiting = [_entries(str(root))]  # a stack, not a recursion: folders may be nested deeper than Python may call
+    while waiting:
+        if (entry := next(waiting[-1], None)) is None:
+            waiting.pop()
+        elif hidden or not entry.name.startswith("."):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(_entries(entry.path))
+            else:
+                yield entry.path
+
+
+def _entries(folder: str) -> "Iterator[os.DirEntry[str]]":
     try:
-        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        with os.scandir(folder) as found:
+            return iter(sorted(found, key=lambda entry: entry.name))
     except OSError as error:
-        raise SourceError(f"folder {root} cannot be read ({words_of(error)}); give this user access to it") from error
-    for entry in entries:
-        if not hidden and entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(Path(entry.path), hidden=hidden)
-        else:
-            yield Path(entry.path)
+        raise SourceError(
+            f"folder {folder[:_NAME_CHARS]} cannot be read ({words_of(error)}); give this user access to it, or move it up"
+        ) from error
 
 
-def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
+def content_digest(root: AnyPath, files: Iterable[AnyPath | str]) -> str:
     """SHA-256 over (path below ``root``, content) of files: the same folder elsewhere has the same digest."""
     total = hashlib.sha256()
 
@@ -176,7 +202,7 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath]) -> str:
     return total.hexdigest()
 
 
-def _content(path: AnyPath, root: AnyPath) -> str:
+def _content(path: AnyPath | str, root: AnyPath) -> str:
     """Digest of a regular file, the target of a link, or words for what else stands there."""
     if isinstance(path, Remote):
         return _remote_content(path)
@@ -204,8 +230,9 @@ def _content(path: AnyPath, root: AnyPath) -> str:
         os.close(handle)
 
 
-def _link_content(path: Path, root: AnyPath) -> str:
-    target = inside(root, path.parent, path.name)
+def _link_content(path: Path | str, root: AnyPath) -> str:
+    folder, name = os.path.split(path)
+    target = inside(root, Path(folder), name)
     if isinstance(target, Refused):
         return target.reason
     return f"link {Path(str(target)).relative_to(str(root)).as_posix()}"

@@ -1,16 +1,21 @@
 """What counts as a caption at all; whether it is a good one is curation's business."""
 
+import html
+import re
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.records import normalise_caption
 
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")  # only with its semicolon: AT&T
+
 
 def check_caption(value: Any, max_chars: int) -> str | Refused:
     """The normalised caption, or why there is none.
 
-    Kept: HTML, any script, right-to-left text; control and format characters (bidi overrides, zero-width) are dropped
-    by the normalisation. Refused: what is no text, NUL and lone surrogates (the text was cut or mis-decoded before it
+    Kept: HTML, any script, right-to-left text. Character references (``&amp;``, ``&#233;``) are what they stand for,
+    decoded once: alt texts of the web come with them. Control and format characters (bidi overrides, zero-width) are
+    dropped by the normalisation. Refused: what is no text, NUL and lone surrogates (the text was cut or mis-decoded before it
     reached us), nothing visible, more than ``max_chars``.
     """
     if value is None:
@@ -19,6 +24,8 @@ def check_caption(value: Any, max_chars: int) -> str | Refused:
         return Refused(Reason.CAPTION_NOT_TEXT, f"the caption is a {type(value).__name__}, not a text")
     if len(value) > max_chars:
         return Refused(Reason.CAPTION_TOO_LONG, f"{len(value)} characters, the limit is {max_chars}", len(value))
+    if "&" in value:
+        value = _ENTITY.sub(lambda found: html.unescape(found[0]), value)
     if "\0" in value:
         return Refused(Reason.CAPTION_NOT_TEXT, "the caption holds a NUL")
     if any("\ud800" <= c <= "\udfff" for c in value):

@@ -6,7 +6,7 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, walk
+from dalle_model.sources.base import Row, content_digest, files_below
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
 from dalle_model.sources.remote import AnyPath
@@ -48,7 +48,7 @@ class HuggingFace:
 
     def identity(self) -> dict[str, str]:
         content = (
-            content_digest(self._local, walk(self._local, hidden=True))
+            content_digest(self._local, files_below(self._local, hidden=True))
             if self._local
             else f"{self._path}@{self._revision}"
         )

@@ -5,9 +5,11 @@ caption (``text``). A picture that no metadata names takes its caption from a te
 """
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from dalle_model.sources.base import (
     below,
     content_digest,
     existing,
+    files_below,
     inside,
     key_below,
     read_picture,
@@ -47,7 +50,7 @@ class MetadataFile:
         self._root, self._column = self._file.parent, caption_column
 
     def identity(self) -> dict[str, str]:
-        named = (path for _, paths in self._lines() for path in paths[-1:] if path.is_relative_to(self._root))
+        named = (path for _, paths in self._lines() for path in paths[-1:] if key_below(self._root, path))
         return {self.name: content_digest(self._root, chain([self._file], named))}
 
     def count(self) -> int:
@@ -56,7 +59,7 @@ class MetadataFile:
     def rows(self, start: int) -> Iterator[Row]:
         return skip((row for row, _ in self._lines()), start)
 
-    def _lines(self) -> Iterator[tuple[Row, list[AnyPath]]]:
+    def _lines(self) -> Iterator[tuple[Row, list[str | AnyPath]]]:
         inside_root = Inside(self._root)
         for line in read_lines(self._file):
             where = f"{self._file.name}#{line.number}"
@@ -87,7 +90,7 @@ class ImageFolder:
             )
 
     def identity(self) -> dict[str, str]:
-        return {"imagefolder": content_digest(self._root, walk(self._root, hidden=True))}
+        return {"imagefolder": content_digest(self._root, files_below(self._root, hidden=True))}
 
     def count(self) -> int:
         return sum(count_lines(path) for path in self._metadata)
@@ -111,14 +114,16 @@ class ImageFolder:
 
     def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
         """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""
-        found = (path for path in walk(self._root, hidden=False) if path.suffix.lower() in _SUFFIXES)
+        found = (path for path in files_below(self._root, hidden=False) if _is_picture(path))
         while some := list(islice(found, 1024)):
             numbers = np.fromiter((_number(path) for path in some), np.uint64, len(some))
             at = np.minimum(np.searchsorted(named, numbers), max(len(named) - 1, 0))
             known = named[at] == numbers if len(named) else np.zeros(len(some), np.bool_)
-            for path in (path for path, is_named in zip(some, known.tolist(), strict=True) if not is_named):
-                key = path.relative_to(self._root).as_posix()
-                yield Row(key, self._text_beside(path), inside(self._root, path.parent, path.name))
+            for found_path, is_named in zip(some, known.tolist(), strict=True):
+                if not is_named:
+                    path = Path(found_path) if isinstance(found_path, str) else found_path
+                    key = path.relative_to(self._root).as_posix()
+                    yield Row(key, self._text_beside(path), inside(self._root, path.parent, path.name))
 
     def _captioned(self, path: AnyPath) -> bool:
         return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
@@ -133,13 +138,13 @@ class ImageFolder:
 
 def row_of(
     record: dict[str, Any], root: AnyPath, folder: AnyPath, where: str, column: str, inside_root: Inside
-) -> tuple[Row, list[AnyPath]]:
+) -> tuple[Row, list[str | AnyPath]]:
     """The row of a metadata record, and the paths it names: as written and, where it differs, where that leads."""
     name = record.get("file_name")
     if not isinstance(name, str):
         return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
     image = inside_root(folder, name)
-    written = below(folder, name) if "\0" not in name else folder
+    written = below(folder, name) if "\0" not in name else str(folder)
     licence, author = record.get("licence", record.get("license")), record.get("author")
     row = Row(
         # What lies outside is named by its line: a key holds no path that is good on one machine only.
@@ -150,8 +155,14 @@ def row_of(
         author if isinstance(author, str) else "",
         extra_in(record, {"file_name", "licence", "license", "author", *((column,) if column else CAPTION_COLUMNS)}),
     )
-    return row, [written] if isinstance(image, Refused) or str(image) == str(written) else [written, image]
+    if isinstance(image, Refused) or str(image) == str(written):
+        return row, [written]
+    return row, [written, image]
 
 
-def _number(path: AnyPath) -> int:
+def _is_picture(path: str | Remote) -> bool:
+    return os.path.splitext(str(path))[1].lower() in _SUFFIXES
+
+
+def _number(path: str | AnyPath) -> int:
     return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=8).digest(), "little")

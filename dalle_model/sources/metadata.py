@@ -95,7 +95,7 @@ def _json_lines(stream: BinaryIO) -> Iterator[Line]:
 def json_record(line: bytes) -> dict[str, Any] | Refused:
     """The object that a JSON text of unknown quality holds, or why it holds none."""
     try:
-        record = json.loads(line.decode(), object_pairs_hook=_no_doublets)
+        record = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:  # covers bad UTF-8, bad JSON, doublets, too deep nesting
         return Refused(Reason.BAD_METADATA, f"{type(error).__name__}: {error}"[:200])
     return (
@@ -111,6 +111,9 @@ def _no_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # JSON leaves open which value counts, so two readers may train on different captions.
         raise ValueError("the same key stands twice in one object")
     return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_doublets)
 
 
 def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:

@@ -9,7 +9,8 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from lzma import LZMAError
-from typing import Any
+from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # raised by a public method, in no stub
+from typing import Any, Self
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
@@ -51,9 +52,12 @@ class WebDataset:
     def _archive(self, path: Any) -> Iterator[Row]:
         where = path.relative_to(self._root).as_posix()
         sample = _Sample("")
-        members = 0
+        members, ended = 0, False
         try:
-            with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            with (
+                path.open("rb") as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
+            ):
                 for member in archive:
                     members += 1
                     if member.isdir():
@@ -68,6 +72,7 @@ class WebDataset:
                             yield sample.row(where, self._column)
                         sample = _Sample(stem)
                     sample.add(suffix, self._content(archive, member, suffix))
+                ended = getattr(archive, "has_end", False)
         except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError) as error:
             # What was read of the broken sample is not trusted: its last file may be cut.
             words = f"the archive is damaged after {members} members ({type(error).__name__})"
@@ -75,6 +80,9 @@ class WebDataset:
             return
         if sample.members:
             yield sample.row(where, self._column)
+        if not ended:
+            words = f"the archive ends after {members} members without the mark of its end: it is cut off, or was not closed; write it again"
+            yield Row(where, "", Refused(Reason.UNREADABLE_FILE, words))
 
     def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Refused | None:
         limit = self._max_bytes if suffix in _IMAGES else MAX_LINE_BYTES
@@ -89,6 +97,18 @@ class WebDataset:
         if len(data) != member.size:
             raise tarfile.ReadError("a member is cut off")
         return data
+
+
+class _Member(tarfile.TarInfo):
+    """Notes on its archive that the mark of the end was met: ``tarfile`` takes a file cut between members for a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except EOFHeaderError:
+            archive.has_end = True  # type: ignore[attr-defined]
+            raise
 
 
 class _Sample:

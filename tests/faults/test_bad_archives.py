@@ -1,5 +1,6 @@
 """Hostile and damaged archives: nothing is written, nothing is followed, nothing is lost without a row."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -141,6 +142,24 @@ def test_a_cut_archive_is_one_refused_row_and_the_next_one_is_read(tmp_path: Pat
     assert found["c.tar"] == found["d.tar"] == "unreadable_file"
     assert sum(key.startswith("b") for key in found) == 6
     assert 1 <= sum(key.startswith(f"a{suffix}/") for key in found) <= 3
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_cut_between_two_members_is_told_and_what_came_before_is_kept(tmp_path: Path, mode: str) -> None:
+    pairs = [m for n in range(4) for m in (member(f"{n}.jpg", JPG), member(f"{n}.txt", b"cap %d" % n))]
+    suffix = ".tar" if mode == "w" else ".tar.gz"
+    plain = tar(tmp_path / "whole", pairs, "w").read_bytes()
+    with tarfile.open(tmp_path / "whole") as archive:
+        at = archive.getmembers()[4].offset
+    (tmp_path / "whole").unlink()
+    (tmp_path / f"a{suffix}").write_bytes(plain[:at] if mode == "w" else gzip.compress(plain[:at]))
+    (tmp_path / f"b{suffix}").write_bytes((plain[:at] if mode == "w" else gzip.compress(plain[:at])) + b"\1" * 600)
+    found = rows(tmp_path)
+    assert found == {
+        f"{archive}{suffix}{key}": outcome
+        for archive in "ab"
+        for key, outcome in (("/0", "cap 0"), ("/1", "cap 1"), ("", "unreadable_file"))
+    }
 
 
 def test_a_folder_without_archives_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from support.data_steps import write_folder
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources.base import Source, read_picture
+from dalle_model.sources.base import Source, files_below, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.huggingface import split_words
 from dalle_model.sources.imagefolder import ImageFolder
@@ -71,6 +72,29 @@ def test_names_are_written_as_in_cldr(sequence: str, name: str, caption: str) ->
 
 
 # ---------------------------------------------------------------------------------------------------- imagefolder
+
+
+def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -> None:
+    depth, here = 1200, os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(depth):  # step by step: the whole path is too long for one call
+            os.mkdir("d")
+            os.chdir("d")
+        Path("1.png").write_bytes(PNG)
+        os.chdir(tmp_path)
+        Path("0.png").write_bytes(PNG)
+        Path("0.txt").write_text("a red heart")
+        assert [path.rpartition("/")[2] for path in map(str, files_below(tmp_path, hidden=False))] == [
+            "0.png",
+            "0.txt",
+            "1.png",
+        ]
+        assert [row.caption for row in ImageFolder(str(tmp_path)).rows(0)] == ["a red heart", None]
+    finally:  # what tidies up after pytest calls itself for each level
+        os.chdir(tmp_path)
+        subprocess.run(["rm", "-rf", "d"], check=True)
+        os.chdir(here)
 
 
 def test_nested_folders_each_have_their_metadata(tmp_path: Path) -> None:
@@ -260,7 +284,9 @@ def test_reading_a_file_never_blocks_and_never_exceeds_its_limit(tmp_path: Path)
     [
         ("  a\tred \n heart ", "a red heart"),
         ("e\u0301te\u0301", "été"),
-        ("<b>bold</b> &amp;", "<b>bold</b> &amp;"),
+        ("<b>bold</b> &amp;", "<b>bold</b> &"),
+        ("caf&eacute; &#233;t&#xe9; &amp;lt; AT&T &copy &nosuch;", "café été &lt; AT&T &copy &nosuch;"),
+        ("cut &#xd83d; or &#0;", "cut \ufffd or \ufffd"),
         ("\u202eevil\u202c text\u200b", "evil text"),
         ("bell \x07 here", "bell here"),
         ("مرحبا", "مرحبا"),
