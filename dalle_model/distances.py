@@ -1,23 +1,24 @@
-"""How far two sets of pictures lie apart, on any features [n, d]; and how sure a figure is.
+"""How far two sets of pictures lie apart, on any features [n, d].
 
-All in float64 with NumPy alone. None of these depends on where the features come from, so a figure means something
+All in float64 with NumPy alone; ``dalle_model.intervals`` says how sure they are. None of these depends on where the features come from, so a figure means something
 only together with the name of its features, the number of pictures, and the reference set.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dalle_model.errors import DataError
+from dalle_model.intervals import Interval, left_out, set_interval, wilson_interval
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
-Interval = tuple[float, float]
 
 _BLOCK_ROWS = 1024
-_NORMAL_95 = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
 
 
 def frechet(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -88,26 +89,14 @@ def nearest_distances(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[FloatArray, I
     return distances, rows
 
 
-def _radii(x: FloatArray, k: int) -> FloatArray:
-    """Squared distance from each row [n, d] to its k-th nearest other row -> [n]."""
-    if not 1 <= k < len(x):
-        raise DataError(f"{len(x)} pictures have no {k} neighbours each; measure at least {k + 1}, or lower k")
-    squared = squared_distances(x, x)
-    np.fill_diagonal(squared, 0.0)
-    return np.partition(squared, k, axis=1)[:, k]
-
-
 def precision_recall(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 3) -> tuple[FloatArray, FloatArray]:
     """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991); the figures are the means.
 
     real [n, d], made [m, d] -> (1.0 where a made one lies in the ball of any real one [m], where a real one lies in the
     ball of any made one [n]). A ball reaches to the k-th nearest neighbour in the same set.
     """
-    real, made = _features(real, made)
-    squared = squared_distances(real, made)
-    precision = (squared <= _radii(real, k)[:, None]).any(0)
-    recall = (squared <= _radii(made, k)[None, :]).any(1)
-    return np.asarray(precision, np.float64), np.asarray(recall, np.float64)
+    near = Neighbourhood(real, made, k)
+    return near.values("precision"), near.values("recall")
 
 
 def density_coverage(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 5) -> tuple[FloatArray, FloatArray]:
@@ -116,10 +105,73 @@ def density_coverage(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 5) ->
     real [n, d], made [m, d] -> (balls of real ones that a made one lies in, over k [m]; 1.0 where the ball of a real one
     holds any made one [n]). For two samples of one distribution the density is 1 and the coverage 1 - 2^-k at best.
     """
-    real, made = _features(real, made)
-    within: BoolArray = squared_distances(real, made) < _radii(real, k)[:, None]
-    density, covered = np.asarray(within.sum(0) / k, np.float64), np.asarray(within.any(1), np.float64)
-    return density, covered
+    near = Neighbourhood(real, made, k)
+    return near.values("density"), near.values("coverage")
+
+
+class Neighbourhood:
+    """Precision, recall, density and coverage of one pair of sets with the k-th nearest neighbours' balls."""
+
+    def __init__(self, real: npt.ArrayLike, made: npt.ArrayLike, k: int) -> None:
+        """``real`` [n, d], ``made`` [m, d]. DataError when a set has no k neighbours."""
+        real, made = _features(real, made)
+        self._k = k
+        self._across = squared_distances(real, made)
+        self._within = [squared_distances(x, x) for x in (real, made)]
+        for square in self._within:
+            np.fill_diagonal(square, 0.0)
+        self._radii = [_radii(square, k) for square in self._within]
+
+    def values(self, name: str) -> FloatArray:
+        """What each picture has in a figure: of the made ones [m] in precision and density, of the real ones [n] else."""
+        return _ball_values(name, self._across, self._radii[0], self._radii[1], self._k)
+
+    def interval(self, name: str) -> Interval:
+        """95 % jackknife interval around the mean of ``values``, of what is expected at this number of pictures.
+
+        Row i of both sets is left out together. Where all have the same, 0 or 1, leaving some out tells nothing: then
+        it is Wilson's (1927). DataError for sets of unequal number.
+        """
+        n, m = self._across.shape
+        if n != m:
+            raise DataError(f"{n} true pictures cannot be paired with {m} drawings; give sets of equal number")
+        values = self.values(name)
+        if name != "density" and values.min() == values.max():
+            return wilson_interval(float(values.sum()), n)
+        groups = left_out(n)
+        without = [self._without(name, np.delete(np.arange(n), rows)) for rows in groups]
+        top = math.inf if name == "density" else 1.0
+        return set_interval(float(values.mean()), without, [len(rows) for rows in groups], top=top)
+
+    def _without(self, name: str, kept: IntArray) -> float:
+        """The figure of some rows alone."""
+        place = np.ix_(kept, kept)
+        radii = list(self._radii)
+        side = 1 if name == "recall" else 0  # whose balls the figure stands on
+        radii[side] = _radii(self._within[side][place], self._k)
+        return float(_ball_values(name, self._across[place], radii[0], radii[1], self._k).mean())
+
+
+def _ball_values(name: str, across: FloatArray, of_real: FloatArray, of_made: FloatArray, k: int) -> FloatArray:
+    """Values of a figure from squared distances [n, m] and squared radii [n] and [m]."""
+    reached: Any
+    if name == "recall":
+        reached = (across <= of_made[None, :]).any(1)
+    elif name == "precision":
+        reached = (across <= of_real[:, None]).any(0)
+    elif name == "density":
+        reached = (across < of_real[:, None]).sum(0) / k
+    else:
+        reached = (across < of_real[:, None]).any(1)
+    return np.asarray(reached, np.float64)
+
+
+def _radii(squared: FloatArray, k: int) -> FloatArray:
+    """Squared distance from each row to its k-th nearest other row -> [n], of the squared distances [n, n]."""
+    if not 1 <= k < len(squared):
+        raise DataError(f"{len(squared)} pictures have no {k} neighbours each; measure at least {k + 1}, or lower k")
+    radii: FloatArray = np.partition(squared, k, axis=1)[:, k]
+    return radii
 
 
 def mean_distance(x: npt.ArrayLike, groups: IntArray | None = None) -> float:
@@ -132,55 +184,6 @@ def mean_distance(x: npt.ArrayLike, groups: IntArray | None = None) -> float:
     if groups is not None:
         pairs &= groups[:, None] == groups[None, :]
     return float(np.sqrt(squared_distances(x, x)[pairs]).mean()) if pairs.any() else 0.0
-
-
-# --- how sure a figure is --------------------------------------------------------------------------------------------
-
-
-def share_interval(values: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0) -> Interval:
-    """95 % percentile bootstrap interval (Efron 1979) of the mean of values [n].
-
-    Where all are 0 or all are 1, resamples know nothing of the other kind: then it is Wilson's interval (1927).
-    """
-    given = np.asarray(values, np.float64)
-    if not given.size:
-        raise DataError("no values to take an interval of; measure at least one picture")
-    if given.min() == given.max() and given[0] in (0.0, 1.0):
-        other = _NORMAL_95**2 / (len(given) + _NORMAL_95**2)
-        return (1 - other, 1.0) if given[0] else (0.0, other)
-    draws = np.random.Generator(np.random.Philox(seed)).integers(0, len(given), (resamples, len(given)))
-    low, high = np.quantile(given[draws].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def corrected_distance(
-    distance: Callable[[FloatArray, FloatArray], float],
-    a: npt.ArrayLike,
-    b: npt.ArrayLike,
-    *,
-    paired: bool = False,
-    resamples: int = 200,
-    seed: int = 0,
-) -> tuple[float, Interval]:
-    """(distance less its bootstrap bias, 95 % basic bootstrap interval), none below 0.
-
-    A distance between samples lies above that of their distributions, and of resamples above that of the samples by
-    about as much again; the basic interval (Davison and Hinkley 1997, section 5.2) mirrors the resamples at the value,
-    which takes this off. ``paired``: row i of both belongs to one caption, and captions are drawn.
-    """
-    a, b = _features(a, b)
-    if paired and len(a) != len(b):
-        raise DataError(f"{len(a)} rows cannot be paired with {len(b)}; give one row per caption in both")
-    value = distance(a, b)
-    rng = np.random.Generator(np.random.Philox(seed))
-    again = np.empty(resamples)
-    for number in range(resamples):
-        rows_a = rng.integers(0, len(a), len(a))
-        rows_b = rows_a if paired else rng.integers(0, len(b), len(b))
-        again[number] = distance(a[rows_a], b[rows_b])
-    low, high = np.quantile(again, [0.025, 0.975])
-    estimate, bottom, top = (max(0.0, 2 * value - x) for x in (float(again.mean()), float(high), float(low)))
-    return estimate, (bottom, top)
 
 
 def _features(*sets: npt.ArrayLike) -> list[FloatArray]:

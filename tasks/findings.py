@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dalle_model.distances import Interval, share_interval
 from dalle_model.errors import DataError
+from dalle_model.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
     from dalle_model.features import Features  # its import loads torch, which reading values does not need
 
-BOOTSTRAP = "95 % percentile bootstrap over pictures, 1000 resamples, Philox seed 0; where all are 0 or all 1 Wilson's"
+OF_SHARES = "95 % Wilson over pictures"
+OF_MEANS = "95 % expanded percentile bootstrap (Hesterberg 2015) over pictures, 1000 resamples, Philox seed 0"
 
 # What one picture (or one unseen pair) had in one figure; the figure is the mean of its values.
 VALUES = pa.schema(
@@ -49,7 +50,7 @@ class Record:
     features_sha256: str = ""
     seed: int = 0
     resize: str = "none"
-    interval: str = BOOTSTRAP
+    interval: str = OF_MEANS
 
 
 @dataclass
@@ -63,12 +64,20 @@ class Findings:
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def mean(self, name: str, units: Sequence[str], values: npt.ArrayLike, measure: str, **about: Any) -> None:
-        """A figure that is the mean of one value per unit. Nothing is stored of no values."""
+        """A figure that is the mean of one value per unit, which are independent. Nothing is stored of no values."""
+        given = np.asarray(values, np.float64)
+        about.setdefault("interval", OF_SHARES if ((given == 0) | (given == 1)).all() else OF_MEANS)
+        self.bounded_mean(name, units, given, mean_interval(given) if len(given) else (0.0, 0.0), measure, **about)
+
+    def bounded_mean(
+        self, name: str, units: Sequence[str], values: npt.ArrayLike, bounds: Interval, measure: str, **about: Any
+    ) -> None:
+        """The same with an interval of its own, for values that depend on each other; ``interval`` says how it was made."""
         given = np.asarray(values, np.float64)
         if len(given) != len(units):
             raise DataError(f"{name}: {len(given)} values for {len(units)} units; give one value each")
         if len(given):
-            self.add(name, float(given.mean()), share_interval(given), measure, n=len(given), **about)
+            self.add(name, float(given.mean()), bounds, measure, n=len(given), **about)
             self.values[name] = dict(zip(units, map(_rounded, given.tolist()), strict=True))
 
     def add(

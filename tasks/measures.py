@@ -12,16 +12,15 @@ import numpy.typing as npt
 import torch
 
 from dalle_model.distances import (
-    corrected_distance,
-    density_coverage,
+    Neighbourhood,
     frechet,
     mean_distance,
-    precision_recall,
     sliced_wasserstein,
 )
 from dalle_model.dual_encoder import Judge, one_word_apart, preference
 from dalle_model.features import Features, RandomFeatures, ThumbnailFeatures
 from dalle_model.images import to_float
+from dalle_model.intervals import GROUPS, distance_interval, left_out, set_interval
 from dalle_model.metrics import code_usage, psnr, ssim
 from dalle_model.published import ClipJudge, clip_scores, cmmd
 from dalle_model.scene_checks import CHECKS_VERSION, verdicts
@@ -34,14 +33,14 @@ from tasks.fit_tokenizer import spread
 UInt8 = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
 
-_RESAMPLES = 100  # of distances; means have 1000
 _MOST = 2000  # pictures compared each with each; more are thinned out evenly
 _NEIGHBOURS = 5
+_LEAST = 3  # pictures of which one can be left out
 _OWN = "own: "
 _SAME_CAPTIONS = "true pictures of the same captions"
-_DISTANCE_INTERVAL = (
-    f"95 % basic bootstrap over captions, {_RESAMPLES} resamples, Philox seed 0; the figure is less its bootstrap bias"
-)
+_JACKKNIFE = f"95 % jackknife over {GROUPS} groups of pictures (Busing et al. 1999), dealt by Philox seed 0"
+_OF_DISTRIBUTIONS = f"{_JACKKNIFE}; the figure is less its jackknife bias"
+_AT_THIS_NUMBER = f"{_JACKKNIFE}; of what is expected at this number of pictures"
 
 
 def drawings(into: Findings, group: Drawn, suffix: str = "") -> None:
@@ -84,38 +83,45 @@ def distributions(
     random: the untrained network, or a stand-in that also keeps the time. others: more features, each with the end of
     its figures' names. Sets too small for a measure go without it.
     """
-    n, paired = len(made), rebuilt is not None
-    if n < 2:
+    n = len(made)
+    if n < _LEAST:
         return
     random = random or RandomFeatures()
-    how = _DISTANCE_INTERVAL if paired else _DISTANCE_INTERVAL.replace("over captions", "of each set")
-    about: dict[str, Any] = {"n": n, "reference": reference, "interval": how}
+    about: dict[str, Any] = {"n": n, "reference": reference, "interval": _OF_DISTRIBUTIONS}
     a, b = (random.of(to_float(x)) for x in (truth, made))
     sets = [("frechet_random", b)]
     if rebuilt is not None:
         sets.append(("frechet_random_of_reconstructions", random.of(to_float(rebuilt))))
     for name, set_b in sets:
-        value = corrected_distance(frechet, a, set_b, paired=paired, resamples=_RESAMPLES)
+        value = distance_interval(frechet, a, set_b)
         into.add(name, *value, "squared Frechet distance (Dowson and Landau 1982)", on=random, **about)
     for name, features in (("random", random), *others):
         rows_a, rows_b = (features.of(to_float(x)) for x in (truth, made)) if features is not random else (a, b)
-        value = corrected_distance(sliced_wasserstein, rows_a, rows_b, paired=paired, resamples=_RESAMPLES)
+        value = distance_interval(sliced_wasserstein, rows_a, rows_b, root=True)
         measure = "sliced 2-Wasserstein distance (Bonneel et al. 2015), 128 directions"
         into.add(f"sliced_wasserstein_{name}", *value, measure, on=features, **about)
-    rows = spread(n, _MOST)
-    if len(rows) <= _NEIGHBOURS:
+    neighbours(into, a, b, random, reference)
+
+
+def neighbours(
+    into: Findings, truth: FloatArray, made: FloatArray, on: Features, reference: str, suffix: str = ""
+) -> None:
+    """Do drawings lie among true pictures, and these among drawings? Rows float64 [n, d] of ``on``."""
+    rows = spread(len(truth), _MOST)
+    if len(rows) <= _NEIGHBOURS + _NEIGHBOURS // 2:  # some are left out to see how sure it is
         return
-    precision, recall = precision_recall(a[rows], b[rows], k=_NEIGHBOURS)
-    density, coverage = density_coverage(a[rows], b[rows], k=_NEIGHBOURS)
+    near = Neighbourhood(truth[rows], made[rows], _NEIGHBOURS)
     units = [f"{row:06d}" for row in rows]
-    for name, values, source in (
-        ("precision", precision, "Kynkaanniemi et al. 2019"),
-        ("recall", recall, "Kynkaanniemi et al. 2019"),
-        ("density", density, "Naeem et al. 2020"),
-        ("coverage", coverage, "Naeem et al. 2020"),
+    for name, source in (
+        ("precision", "Kynkaanniemi et al. 2019"),
+        ("recall", "Kynkaanniemi et al. 2019"),
+        ("density", "Naeem et al. 2020"),
+        ("coverage", "Naeem et al. 2020"),
     ):
+        about = {"reference": reference, "interval": f"{_AT_THIS_NUMBER}; where all have 0 or all 1, Wilson's"}
         measure = f"{name} ({source}), {_NEIGHBOURS} neighbours"
-        into.mean(name, units, values, measure, on=random, reference=reference)
+        bounds = near.interval(name)
+        into.bounded_mean(f"{name}{suffix}", units, near.values(name), bounds, measure, on=on, **about)
 
 
 def variety(into: Findings, repeats: Repeats, made: UInt8) -> None:
@@ -145,21 +151,19 @@ def code_health(into: Findings, group: Drawn, vocab_size: int) -> None:
     """How many codes the drawings use, beside their true pictures: a model that draws one thing uses few."""
     for name, ids in (("drawings", group.tokens), ("originals", group.true_tokens)):
         codes = torch.from_numpy(ids.astype(np.int64))
+        if len(codes) < _LEAST:
+            return
         value = code_usage(codes, vocab_size)[0]
-        rng = np.random.Generator(np.random.Philox(0))
-        again = [
-            code_usage(codes[torch.from_numpy(rng.integers(0, len(codes), len(codes)))], vocab_size)[0]
-            for _ in range(_RESAMPLES)
-        ]
-        low, high = (float(x) for x in np.quantile(again, [0.025, 0.975]))
+        left = left_out(len(codes))
+        without = [code_usage(codes[np.delete(np.arange(len(codes)), rows)], vocab_size)[0] for rows in left]
         into.add(
             f"code_perplexity_of_{name}",
             value,
-            (min(low, value), max(high, value)),
+            set_interval(value, without, [len(rows) for rows in left], top=float(vocab_size)),
             "exp of the entropy of the code histogram",
             n=len(codes),
             reference="none",
-            interval=f"95 % percentile bootstrap over pictures, {_RESAMPLES} resamples, Philox seed 0, widened to the value",
+            interval=_AT_THIS_NUMBER,
         )
 
 
@@ -224,15 +228,15 @@ def published(
     n = len(group.ids)
     pictures = [to_float(x) for x in (group.truth, group.made)]
     about: dict[str, Any] = {"n": n, "reference": _SAME_CAPTIONS}
-    about["interval"] = _DISTANCE_INTERVAL.replace("the figure is less its", "the interval is less the")
+    about["interval"] = _AT_THIS_NUMBER
     for name, features, distance, measure in (
         ("fid_clean", inception, frechet, "FID (Heusel et al. 2017), resized as clean-fid does"),
         ("cmmd", clip, cmmd, "CMMD (Jayasumana et al. 2024), sigma 10, times 1000"),
     ):
-        if features is not None and n >= 2:
+        if features is not None and n >= _LEAST:
             a, b = (features.of(x) for x in pictures)
-            bounds = corrected_distance(distance, a, b, paired=True, resamples=_RESAMPLES)[1]
-            into.add(f"{name}{suffix}", distance(a, b), bounds, measure, on=features, **about)
+            value = distance_interval(distance, a, b, corrected=False)
+            into.add(f"{name}{suffix}", *value, measure, on=features, **about)
     if clip is not None:
         scores = clip_scores(clip.of(pictures[1]), clip.captions(group.captions))
         into.mean(
