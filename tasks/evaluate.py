@@ -19,6 +19,7 @@ from dalle_model.features import ModelFeatures, RandomFeatures, TokenizerFeature
 from dalle_model.images import encode_png, to_float
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
 from dalle_model.metrics import bits_per_pixel
+from dalle_model.packaged_features import ABSENT, packaged_features
 from dalle_model.published import ClipJudge, InceptionFeatures
 from dalle_model.token_batches import TokenRows
 from tasks import evaluate_unprompted, measures, unprompted
@@ -206,8 +207,21 @@ def _measure(
             measures.published(found, group, inception, clip, suffix)
     random = Timed(RandomFeatures(), watch)
     measures.distributions(found, train.made, train.truth, train.rebuilt, others, random=random)
+    _packaged(found, easel.job, train, watch)
     measures.variety(found, easel.repeat(train), train.made)
     measures.code_health(found, train, painter.tokenizer.vocab_size)
+
+
+def _packaged(found: Findings, job: Job, train: Drawn, watch: Stopwatch) -> None:
+    """Figures on the packaged network; where it is absent, the protocol says so."""
+    if not job.config.packaged:
+        return
+    network = packaged_features(replace(job.runtime, dtype=torch.float32))
+    if network is None:
+        found.protocol["left_out"] = ABSENT
+        job.log(ABSENT)
+    else:
+        measures.packaged(found, train.made, train.truth, Timed(network, watch))
 
 
 def _supplied(job: Job) -> tuple[InceptionFeatures | None, ClipJudge | None]:

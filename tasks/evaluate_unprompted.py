@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 
 from dalle_model.config import EvaluateConfig
 from dalle_model.distances import squared_distances
-from dalle_model.features import ThumbnailFeatures
+from dalle_model.features import Features, ThumbnailFeatures
 from dalle_model.images import encode_png, to_float, to_uint8
+from dalle_model.packaged_features import ABSENT, packaged_features
 from dalle_model.sheets import Section, sectioned_sheet
 from tasks import measures
 from tasks.artifacts import Manifest
@@ -54,7 +55,10 @@ def work(job: Job) -> Outcome:
     detector = CopyDetector(np.asarray(training.images), np.zeros((len(training.images), 0), np.uint16))
     copies = detector.look(made, np.zeros((len(made), 0), np.uint16))
     found = _findings(config, painter, detector)
-    _measure(found, made, truth, copies, detector)
+    network = packaged_features(job.runtime) if config.packaged else None
+    if config.packaged and network is None:
+        found.protocol["left_out"] = ABSENT
+    _measure(found, made, truth, copies, detector, network)
     for name in _OF_THE_MODEL:
         if name in model.stats:
             found.add(name, model.stats[name], None, "as training measured it", n=int(model.stats["trained_on"]))
@@ -82,12 +86,16 @@ def _findings(config: EvaluateConfig, painter: UnpromptedPainter, detector: Copy
     return Findings(Record("", 0, _TRAINING, seed=config.seed, resize=f"averaged to {px} px"), protocol=protocol)
 
 
-def _measure(found: Findings, made: UInt8, truth: UInt8, copies: Nearest, detector: CopyDetector) -> None:
+def _measure(
+    found: Findings, made: UInt8, truth: UInt8, copies: Nearest, detector: CopyDetector, network: Features | None
+) -> None:
     """Distances of the two sets, variety (distance between drawings over that between true pictures), and copies."""
     units = [f"{number:06d}" for number in range(len(made))]
     about = {"features": detector.features.name, "features_sha256": detector.features.digest}
     found.mean("copied", units, copies.copied, "own: share within a threshold of a training picture", **about)
     measures.distributions(found, made, truth, None, [], reference=_TRAINING)
+    if network is not None:
+        measures.packaged(found, made, truth, network, _TRAINING)
     if len(made) < 2:
         return
     rows, other = (ThumbnailFeatures().of(to_float(x)) for x in (made, truth))

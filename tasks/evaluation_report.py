@@ -106,6 +106,7 @@ def report(evidence: Evidence) -> ReportData:
         notes=(
             "Figures whose record begins with `own:` are this project's own measures, not published benchmarks. Frechet and Wasserstein distances stand on our own features: they compare with other runs of this project, never with a published FID; agreement is no CLIP score.",
             "Any figure can be computed again to its last digit: dalle evaluate --reproduce EVALUATION:FIGURE.",
+            *((f"Left out: {found.protocol['left_out']}.",) if "left_out" in found.protocol else ()),
             f"Protocol: {json.dumps(found.protocol, sort_keys=True)}",
         ),
     )

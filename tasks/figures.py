@@ -94,6 +94,25 @@ _KNOWN: dict[str, _Known] = {
     "sliced_wasserstein_tokenizer": _Known("lower", "The same on the features of the model's own tokenizer."),
     "sliced_wasserstein_model": _Known("lower", "The same on the hidden states of the transformer itself."),
     "sliced_wasserstein_judge": _Known("lower", "The same on the features of the small judge of words and pictures."),
+    "frechet_efficientnet": _Known(
+        "lower",
+        "Frechet distance between drawings and true pictures on EfficientNet-Lite0, a network trained on photographs; compares runs of this project only, never with a published FID.",
+    ),
+    "sliced_wasserstein_efficientnet": _Known("lower", "Sliced Wasserstein distance on EfficientNet-Lite0."),
+    "precision_efficientnet": _Known(
+        "higher", "Share of drawings that lie among the true pictures, on EfficientNet-Lite0."
+    ),
+    "recall_efficientnet": _Known(
+        "higher", "Share of true pictures that lie among the drawings, on EfficientNet-Lite0."
+    ),
+    "density_efficientnet": _Known(
+        "higher",
+        "How deep drawings lie among the true pictures, on EfficientNet-Lite0; about 1 for the same distribution.",
+    ),
+    "coverage_efficientnet": _Known(
+        "higher",
+        "Share of true pictures with a drawing close by, on EfficientNet-Lite0; about 0.97 for the same distribution.",
+    ),
     "precision": _Known("higher", "Share of drawings that lie among the true pictures."),
     "recall": _Known("higher", "Share of true pictures that lie among the drawings: is every kind of picture drawn?"),
     "density": _Known("higher", "How deep drawings lie among the true pictures; about 1 for the same distribution."),

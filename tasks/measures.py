@@ -103,6 +103,19 @@ def distributions(
     neighbours(into, a, b, random, reference)
 
 
+def packaged(into: Findings, made: UInt8, truth: UInt8, network: Features, reference: str = _SAME_CAPTIONS) -> None:
+    """The same figures on a network trained on photographs; both uint8 [n, H, W, 3]."""
+    n = len(made)
+    if n < _LEAST:
+        return
+    about: dict[str, Any] = {"n": n, "reference": reference, "interval": _OF_DISTRIBUTIONS, "on": network}
+    a, b = (network.of(to_float(x)) for x in (truth, made))
+    into.add("frechet_efficientnet", *distance_interval(frechet, a, b), "squared Frechet distance; no FID", **about)
+    far = distance_interval(sliced_wasserstein, a, b, root=True)
+    into.add("sliced_wasserstein_efficientnet", *far, "sliced 2-Wasserstein distance, 128 directions", **about)
+    neighbours(into, a, b, network, reference, "_efficientnet")
+
+
 def neighbours(
     into: Findings, truth: FloatArray, made: FloatArray, on: Features, reference: str, suffix: str = ""
 ) -> None:

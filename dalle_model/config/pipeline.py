@@ -44,6 +44,10 @@ class EvaluateConfig(Section):
         pattern=r"^([0-9a-f]{64})?$",
         description="Fingerprint of the evaluation of another model, with which the report compares; empty = none. `dalle evaluate --against REF` fills it in.",
     )
+    packaged: bool = Field(
+        True,
+        description="Distances also on EfficientNet-Lite0, whose weights the extra `features` installs; left out, and said so, where it is absent.",
+    )
     inception: str = Field(
         "",
         description="File of the TorchScript Inception that clean-fid uses (inception-2015-12-05.pt), for FID; empty = without. Never downloaded.",

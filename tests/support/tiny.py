@@ -35,6 +35,7 @@ SETS = (
     "evaluate.num_captions=4",
     "evaluate.num_heldout=2",
     "evaluate.judge_steps=3",
+    "evaluate.packaged=false",
     "evaluate.num_unseen=8",
     "generate.rows_per_shard=1",
 )
