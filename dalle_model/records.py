@@ -57,6 +57,7 @@ SCORE = _schema(
     pa.field("rule_version", pa.int32(), nullable=False),
     pa.field("score", pa.float64(), nullable=True),
     pa.field("passed", pa.bool_(), nullable=False),
+    pa.field("model", pa.string(), nullable=True),  # kind and digest of the model that gave the score
 )
 
 # A curated pair points into the shards of its `pairs` artifact (object number and row) and adds what curation

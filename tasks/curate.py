@@ -5,6 +5,7 @@ another threshold costs a scan and no picture is decoded again.
 """
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS
 from dalle_model.curation.features import FEATURES, FEATURES_VERSION, measure, versions
-from dalle_model.curation.rules import not_checked, rules_of
+from dalle_model.curation.rules import BEAUTY, not_checked, rules_of
 from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
@@ -24,7 +25,8 @@ from tasks.curate_scores import outside_of, scored
 from tasks.curation_report import make_report
 from tasks.curation_tally import Tally
 from tasks.job import Job, Outcome
-from tasks.kin import cluster_rows, embedding_named, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
+from tasks.kin import cluster_rows, embedding_of, embeddings_of, excluded, joined, kin_stats, marks_of, pairs_of
+from tasks.model_scores import models_in
 from tasks.removals import withdrawn_in
 from tasks.settings import Settings
 from tasks.shard_measures import of_shards
@@ -56,6 +58,7 @@ def work(job: Job) -> Outcome:
     found = scored(job, features)
     selection = select(found.tables(job), config, _outside(job))
     tally = Tally(config, selection)
+    models = models_in(job.spec.recorded_config["outside"])
     with (
         TableFile(job.spool / "curated.parquet", CURATED) as curated,
         TableFile(job.spool / "ledger.parquet", LEDGER) as ledger,
@@ -68,7 +71,7 @@ def work(job: Job) -> Outcome:
             weights = _weights(job, shard) * _liking(table, config)
             curated.add_table(_curated(table, selection, shard, first, weights))
             ledger.add_table(_ledger(table, verdict, selection))
-            scores.add_table(_scores(table, selection, config))
+            scores.add_table(_scores(table, selection, config, models))
             clusters.add_table(cluster_rows(table, selection, first))
             tally.add(table)
             first += table.num_rows
@@ -100,12 +103,11 @@ def work(job: Job) -> Outcome:
 
 def _outside(job: Job) -> Outside:
     """What is read beside the features of the pairs themselves."""
-    config: CurateConfig = job.config
     recorded = job.spec.recorded_config
     pairs = job.inputs["pairs"]
     ids = withdrawn_in(job.store, pairs, recorded["outside"], job.settings)
     known = pa.array(sorted(ids), pa.string())
-    embedding = embedding_named(config.embedding)
+    embedding = embedding_of(job)
     # As the fingerprint has them: a name may have moved since.
     sets = [
         marks_of(job, manifest, _measured(job, pairs_of(job.store, manifest)), embedding)
@@ -173,7 +175,11 @@ def _curated(table: pa.Table, selection: Selection, shard: int, first: int, weig
 
 def _liking(table: pa.Table, config: CurateConfig) -> Floats:
     """Factor of every pair's weight, about 1: what looks better is drawn more often in training, nothing never."""
-    beauty = np.asarray(table["aesthetic"], np.float64)
+    if config.aesthetic_model:
+        low, high = config.aesthetic_range
+        beauty = np.clip((np.asarray(table[BEAUTY.name], np.float64) - low) / (high - low), 0, 1)
+    else:
+        beauty = np.asarray(table["aesthetic"], np.float64)
     factor: Floats = (1 + config.aesthetic_weight * (2 * beauty - 1)).astype(np.float32)
     return factor
 
@@ -199,7 +205,7 @@ def _ledger(table: pa.Table, verdict: np.ndarray[Any, np.dtype[np.uint8]], selec
     )
 
 
-def _scores(table: pa.Table, selection: Selection, config: CurateConfig) -> pa.Table:
+def _scores(table: pa.Table, selection: Selection, config: CurateConfig, models: Mapping[str, str]) -> pa.Table:
     """Every score of every rule with its verdict under the thresholds of this curation."""
     pieces = []
     for rule in rules_of(config):
@@ -214,6 +220,7 @@ def _scores(table: pa.Table, selection: Selection, config: CurateConfig) -> pa.T
             "rule_version": pa.array(np.full(len(scores), rule.version), pa.int32()),
             "score": table[rule.name],
             "passed": pa.array(passed),
+            "model": pa.array([models.get(rule.name)] * len(scores), pa.string()),
         }
         pieces.append(pa.table(columns, schema=SCORE))
     return pa.concat_tables(pieces).combine_chunks()

@@ -23,7 +23,8 @@ from dalle_model.curation.word_lists import WordList, parse_list
 from dalle_model.errors import UsageError
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.job import Job
-from tasks.model_scores import ROLES, model_digests, model_scores
+from tasks.kin import EMBEDDING_MODEL
+from tasks.model_scores import ROLES, embedding_digest, model_digests, model_scores, models_in
 from tasks.settings import Settings
 from tasks.store import Store
 from tasks.tables import TableFile
@@ -40,8 +41,16 @@ def outside_of(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any]
     outside = {f"curation.{name}": str(value) for name, value in versions().items()}
     if config.policy_file:
         outside["policy_file"] = policy_list(config.policy_file).digest
+    if config.embedding_model:
+        outside[EMBEDDING_MODEL] = embedding_digest(config)
     outside |= {f"model.{rule}": digest for rule, digest in model_digests(config, settings).items()}
-    places = ("policy_file", "nsfw_model", "agreement_model")  # that there is one is told by its digest
+    places = (
+        "policy_file",
+        "nsfw_model",
+        "agreement_model",
+        "embedding_model",
+        "aesthetic_model",
+    )  # that there is one is told by its digest
     return config.model_dump(mode="json") | dict.fromkeys(places, ""), outside
 
 
@@ -85,10 +94,7 @@ def scored(job: Job, features: Sequence[ObjectRef]) -> Scored:
     phrases = _mined(job, config, features)
     objects = () if phrases is None else (_filed(job, phrases),)
     context = Context(None if phrases is None else Phrasebook.of(phrases), policy)
-    outside = job.spec.recorded_config["outside"]
-    models = model_scores(
-        job, {name.removeprefix("model."): d for name, d in outside.items() if name.startswith("model.")}
-    )
+    models = model_scores(job, models_in(job.spec.recorded_config["outside"]))
     made = (*objects, *chain(*models.values()))
     return Scored(config, features, made, context, phrases, models)
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import TIERS
 from dalle_model.curation.contamination import PictureMarks
 from dalle_model.curation.embeddings import EMBEDDINGS, Embedding
@@ -21,6 +22,7 @@ from tasks.shard_measures import of_shards
 from tasks.store import Store
 
 _PICTURES_AT_ONCE = 256
+EMBEDDING_MODEL = "embedding_model"  # its digest among what a fingerprint has from outside
 
 
 def embedding_named(name: str) -> Embedding | None:
@@ -28,11 +30,21 @@ def embedding_named(name: str) -> Embedding | None:
     return None if name == "none" else EMBEDDINGS[name]()
 
 
-def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArray[Any]:
-    """[pairs, width] of every pair in order, measured once per pairs artifact and kept under its receipts.
+def embedding_of(job: Job) -> Embedding | None:
+    """The embedding of a curation: its own model, or a built-in one. DataError when the model is no longer the one of the fingerprint."""
+    config: CurateConfig = job.config
+    if not config.embedding_model:
+        return embedding_named(config.embedding)
+    from dalle_model.curation.vision import VisionModel, model_folder
 
-    Memory: the array itself, ``width`` numbers per pair.
-    """
+    found = VisionModel(model_folder(config.embedding_model, config.embedding_model_sha256), job.runtime)
+    if found.digest != job.spec.recorded_config["outside"].get(EMBEDDING_MODEL):
+        raise DataError(f"{config.embedding_model} changed after this step began; run it again")
+    return found
+
+
+def embedding_objects(job: Job, pairs: Manifest, embedding: Embedding) -> list[ObjectRef]:
+    """One object per shard of pairs, measured once per pairs artifact and kept under its receipts: npy [rows, width]."""
 
     def receipts(manifest: Manifest) -> str:
         return fingerprint("embeddings", 1, {"digest": embedding.digest}, {"pairs": manifest.fingerprint})
@@ -42,9 +54,17 @@ def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArra
         np.save(data, _embed(job, shard, embedding))
         return job.put(data.getvalue(), ext="npy", role="embeddings", rows=shard.rows)
 
+    return of_shards(job, pairs, receipts, make, "pairs embedded")
+
+
+def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArray[Any]:
+    """[pairs, width] of every pair in order.
+
+    Memory: the array itself, ``width`` numbers per pair.
+    """
     out = np.empty((sum(shard.rows for shard in pairs.objects_of("pairs")), embedding.width), embedding.dtype)
     done = 0
-    for obj in of_shards(job, pairs, receipts, make, "pairs embedded"):
+    for obj in embedding_objects(job, pairs, embedding):
         out[done : done + obj.rows] = np.load(io.BytesIO(job.read(obj)))
         done += obj.rows
     return out

@@ -153,6 +153,13 @@ class CurateConfig(Section):
         le=10,
         description="Pictures whose embeddings are at most this far apart share a cluster. thumbnail: root mean square error, 1 = the full range; a crop by 5 % is at 0.05. Icons over plain ground want 0.01: there strangers begin at 0.015.",
     )
+    embedding_model: str = Field(
+        "",
+        description="A vision model of transformers as that embedding: the folder of a CLIP (or DINOv2, ViT ...), or its name on the Hugging Face hub. embedding_distance is then between unit vectors, sqrt(2 - 2 cosine): copies of a picture lie within about 0.3 of CLIP.",
+    )
+    embedding_model_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of its model.safetensors; another file is refused."
+    )
     max_pairs_per_cluster: int = Field(
         0,
         ge=0,
@@ -255,11 +262,29 @@ class CurateConfig(Section):
         le=0.9,
         description="How far the aesthetic score moves a pair's sampling weight: weight = 1 + aesthetic_weight x (2 x score - 1). 0 = all weights are 1.",
     )
+    aesthetic_model: str = Field(
+        "",
+        description="A judge of beauty instead of the built-in guess: a file of linear layers on the embedding of embedding_model (LAION's .pth or .safetensors), or an image-classification model of transformers with one output, numbers as labels, or a label such as aesthetic (a folder, or its name on the hub). Weighs, never cuts.",
+    )
+    aesthetic_model_sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of that file, or of the folder's model.safetensors."
+    )
+    aesthetic_range: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="The judge's scores that count as 0 and as 1, e.g. [4, 7] for LAION's heads; what lies beyond is cut off.",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.valid_share + self.test_share >= 1:
             raise ValueError("valid_share + test_share must leave a share for training (sum below 1)")
+        for name in ("embedding_model", "aesthetic_model"):
+            if getattr(self, name) and not getattr(self, f"{name}_sha256"):
+                raise ValueError(f"{name} needs {name}_sha256, as sha256sum prints it: its content must count")
+        if self.embedding_model and self.embedding != "none":
+            raise ValueError(f"embedding_model takes the place of embedding = {self.embedding}; set one of them")
+        if not self.aesthetic_range[0] < self.aesthetic_range[1]:
+            raise ValueError(f"aesthetic_range {list(self.aesthetic_range)} must rise: what counts as 0, then as 1")
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise ValueError(
                 f"fold {self.fold} of {self.folds} folds: folds is 0 (off) or 2 and more, and fold is below it"

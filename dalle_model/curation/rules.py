@@ -48,6 +48,7 @@ MINED = Rule("mined_boilerplate", 1, "Share of the caption's words in phrases th
 POLICY = Rule("policy", 1, "Words of the caption on your own list.")
 NSFW = Rule("nsfw", 1, "What the given classifier thinks of the picture: 0 harmless, 1 not safe for work.")
 AGREEMENT = Rule("agreement", 1, "How well caption and picture fit, by the model that was given.")
+BEAUTY = Rule("aesthetic_model", 1, "What the given judge of beauty says; a sampling weight, never a cut.")
 
 
 def rules_of(config: CurateConfig) -> tuple[Rule, ...]:
@@ -58,6 +59,7 @@ def rules_of(config: CurateConfig) -> tuple[Rule, ...]:
         (POLICY, bool(config.policy_file)),
         (NSFW, bool(config.nsfw_model)),
         (AGREEMENT, bool(config.agreement_model)),
+        (BEAUTY, bool(config.aesthetic_model)),
     )
     return (*RULES, *(rule for rule, there in given if there))
 

@@ -92,7 +92,7 @@ class ImageClassifier:
     def __init__(self, folder: str, runtime: Runtime) -> None:
         from transformers import AutoModelForImageClassification
 
-        self._model = _model(AutoModelForImageClassification, folder).to(runtime.device).eval()
+        self._model = load_model(AutoModelForImageClassification, folder).to(runtime.device).eval()
         self._pixels, self._runtime = Pixels(folder), runtime
         labels = {int(i): str(name).lower() for i, name in self._model.config.id2label.items()}
         self._unsafe = [
@@ -109,7 +109,7 @@ class ImageClassifier:
     def score(self, images: Sequence[bytes], captions: Sequence[str]) -> Scores:
         """Probability 0..1."""
         logits = self._model(pixel_values=self._pixels(images).to(self._runtime.device)).logits.float()
-        return _rounded(logits.softmax(-1)[:, self._unsafe].sum(-1))
+        return rounded(logits.softmax(-1)[:, self._unsafe].sum(-1))
 
 
 class Clip:
@@ -118,7 +118,7 @@ class Clip:
     def __init__(self, folder: str, runtime: Runtime) -> None:
         from transformers import AutoTokenizer, CLIPModel
 
-        self._model = _model(CLIPModel, folder).to(runtime.device).eval()
+        self._model = load_model(CLIPModel, folder).to(runtime.device).eval()
         self._words: Any = _loaded(AutoTokenizer, folder)
         self._pixels, self._runtime = Pixels(folder), runtime
         self._limit = int(self._model.config.text_config.max_position_embeddings)
@@ -135,7 +135,7 @@ class Clip:
             attention_mask=text["attention_mask"],
             pixel_values=self._pixels(images).to(device),
         )
-        return _rounded(torch.nn.functional.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()))
+        return rounded(torch.nn.functional.cosine_similarity(out.image_embeds.float(), out.text_embeds.float()))
 
 
 class OwnModel:
@@ -189,7 +189,7 @@ class Pixels:
         return np.array(scaled.crop((left, top, left + self._side, top + self._side)))
 
 
-def _model(kind: Any, folder: str) -> Any:
+def load_model(kind: Any, folder: str) -> Any:
     """DataError for a folder of another model: weights that it lacks would be drawn at random and score all the same."""
     model, info = _loaded(kind, folder, output_loading_info=True)
     if info["missing_keys"]:
@@ -208,7 +208,7 @@ def _loaded(kind: Any, folder: str, **options: Any) -> Any:
         ) from error
 
 
-def _rounded(values: torch.Tensor) -> Scores:
+def rounded(values: torch.Tensor) -> Scores:
     """Four digits: what lies beyond depends on the processor's kernels."""
     scores = np.asarray(values.double().cpu().numpy(), dtype=np.float64)
     return np.asarray(np.round(scores, 4), dtype=np.float64)

@@ -14,6 +14,7 @@ TABLES, PROJECTIONS = 16, 8
 _WIDTH = 4.0
 _STEPS = 64  # places in a bucket that are compared: what bounds the work when very many vectors are alike
 _CHUNK = 65_536
+_NUMBERS = 2**23  # of a chunk: rows of a wide embedding are taken fewer at once
 
 
 def near_vectors(
@@ -66,13 +67,14 @@ def _within_buckets(
     vectors: npt.NDArray[Any], keys: npt.NDArray[np.uint64], order: Int64Array, radius: float
 ) -> Iterator[tuple[Int64Array, Int64Array, npt.NDArray[np.float64]]]:
     left = np.arange(len(keys) - 1)
+    chunk = min(_CHUNK, max(1, _NUMBERS // vectors.shape[1]))
     for step in range(1, _STEPS + 1):
         left = left[left + step < len(keys)]
         left = left[keys[left] == keys[left + step]]
         if not len(left):
             return
-        for start in range(0, len(left), _CHUNK):
-            a, b = order[left[start : start + _CHUNK]], order[left[start : start + _CHUNK] + step]
+        for start in range(0, len(left), chunk):
+            a, b = order[left[start : start + chunk]], order[left[start : start + chunk] + step]
             distance = np.sqrt(np.square(vectors[a].astype(np.float64) - vectors[b]).sum(1))
             near = distance <= radius
             if near.any():
