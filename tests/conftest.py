@@ -54,8 +54,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason."""
+    """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason.
+
+    Tests that share a server go to one test process, which starts it once, and they go first: they wait for most of
+    their time, so others run beside them.
+    """
+    for item in items:
+        if "machine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("machine"))
+    items.sort(key=lambda item: "machine" not in getattr(item, "fixturenames", ()))
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
