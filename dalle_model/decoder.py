@@ -7,6 +7,8 @@ when the decoder was made (``Decoder.sizes``); a wave of rows is filled up to th
 Axes: R rows of the cache, B <= R rows of a step, H heads, T positions, D channels of a head, V image codes.
 """
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from dalle_model.attention import LayerCache, Norm
 from dalle_model.dalle import Block, Dalle, GeluMlp, KVCache, SwiGlu
+from dalle_model.decoder_cache import AttentionCache, BagCache, DenseCache, Reads
 from dalle_model.errors import DataError
 from dalle_model.packed import INT8_MULTIPLE, Linear, pack_linear
 from dalle_model.runtime import Runtime
@@ -46,29 +49,45 @@ class _Layer:
 
 
 class Decoder:
-    """Decodes image tokens of many pictures in lock-step; holds its own packed copy of the weights.
+    """Decodes image tokens of many pictures; holds its own packed copy of the weights.
 
-    rows: rows of the cache, None = the tile of the device. sizes: how many rows a step may have.
+    rows: rows of the cache, None = the tile of the device. sizes: how many queries a step is computed with.
+    costs_s: seconds of a step of each size, measured once.
     """
 
     def __init__(self, model: Dalle, runtime: Runtime, weights: str = "full", rows: int | None = None) -> None:
         self.model, self.runtime = model.to(runtime.device), runtime
         self.rows = rows or tile_rows(runtime.device)
-        config, shape, device = model.config, model.shape, runtime.device
+        config, shape = model.config, model.shape
         self.prefix = shape.max_text_tokens + 1
         self.heads, self.head_dim = config.heads, config.dim // config.heads
-        self.wide = torch.float32 if device.type == "cpu" else runtime.dtype  # bf16 attention is 3 times slower on CPUs
         with torch.no_grad():
             pack = _Packer(runtime.dtype, weights)
             self.layers = [self._layer(block, seen, pack) for block, seen in model.decoder_layers()]
             self.head = pack(model.image_vectors())
             self.table, self.places = (t.detach().clone() for t in model.image_tables())
             self.norm_out = model.norm_out
-        size = (len(self.layers), self.rows, self.heads, self.prefix + shape.num_image_tokens - 1, self.head_dim)
-        self.keys, self.values = (torch.zeros(size, dtype=self.wide, device=device) for _ in range(2))
-        self._first = torch.zeros(self.rows, shape.image_vocab, device=device)
+        self.cache = self._new_cache(runtime.dtype == torch.float32 and weights == "full")
+        self._first = torch.zeros(self.rows, shape.image_vocab, device=runtime.device)
         self._held: list[Prefix | None] = [None] * self.rows
+        self.costs_s: dict[int, float] = {}
         self.sizes = self._equal_sizes()
+
+    def _new_cache(self, exact: bool) -> AttentionCache:
+        shape, device = self.model.shape, self.runtime.device
+        positions = self.prefix + shape.num_image_tokens - 1
+        size = (len(self.layers), self.rows, self.heads, positions, self.head_dim)
+        # without query-key norm nothing bounds a key, and float16 ends at 65504
+        small = torch.float32 if exact or self.model.config.mode != "modern" else torch.float16
+        if device.type == "cpu" and BagCache.works(small):
+            return BagCache(*size, small)
+        # bfloat16 attention is 3 times slower than float32 on CPUs
+        return DenseCache(*size, torch.float32 if device.type == "cpu" else self.runtime.dtype, device)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``advance`` takes several positions of one row."""
+        return isinstance(self.cache, BagCache)
 
     def _layer(self, block: Block, seen: Tensor | None, pack: "_Packer") -> _Layer:
         attention, mlp = block.attention, block.mlp
@@ -100,9 +119,8 @@ class Decoder:
             if self._held[row] == prefix:
                 continue
             if prefix in self._held:
-                source, length = self._held.index(prefix), self.prefix + len(prefix[1])
-                for cache in (self.keys, self.values):
-                    cache[:, row, :, :length] = cache[:, source, :, :length]
+                source = self._held.index(prefix)
+                self.cache.copy(source, row, self.prefix + len(prefix[1]))
                 self._first[row] = self._first[source]
             else:
                 self._first[row] = self._compute(prefix, row)
@@ -115,62 +133,65 @@ class Decoder:
 
     def _compute(self, prefix: Prefix, row: int) -> Tensor:
         text, given = prefix
-        device, here = self.runtime.device, slice(row, row + 1)
+        device = self.runtime.device
         ids = torch.from_numpy(pad_text([list(text)], self.prefix - 1).astype("int64")).to(device)
         image = torch.tensor([given], dtype=torch.long, device=device) if given else None
-        views = [LayerCache(k[here], v[here]) for k, v in zip(self.keys, self.values, strict=True)]
+        size = (1, self.heads, self.prefix + len(given), self.head_dim)
+        layers = [LayerCache(*(torch.empty(size, device=device) for _ in range(2))) for _ in self.layers]
         with self.runtime.autocast():
-            logits = self.model.prefill(ids, KVCache(views), image)
+            logits = self.model.prefill(ids, KVCache(layers), image)
         if not bool(logits.isfinite().all()):
             raise DataError("the model's logits are not finite; its weights are damaged or its training diverged")
+        self.cache.put(row, layers)
         return logits[0]
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, place: int) -> Tensor:
         """Image ids int64 [B] of the first B rows at ``place`` -> float32 logits [B, V] of place + 1."""
-        count = len(tokens)
-        size = next(s for s in self.sizes if s >= count)
-        if size == count:
-            return self._step(tokens, place)
-        self._held[count:size] = [None] * (size - count)  # rows that only fill up are overwritten
-        return self._step(F.pad(tokens, (0, size - count)), place)[:count]
+        return self._run(tokens, torch.arange(len(tokens)), torch.full((len(tokens),), place), place)
 
-    def _step(self, tokens: Tensor, place: int) -> Tensor:
-        x = F.embedding(tokens, self.table) + self.places[place]
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+        """Image ids int64 [Q] at int64 ``places`` [Q] of ``rows`` [Q] -> float32 logits [Q, V] of the places after them.
+
+        Several places of one row are read at once, each seeing those before it; what the cache held there is replaced.
+        Bit by bit what as many calls of ``step`` give. On a CPU only (``looks_ahead``).
+        """
+        return self._run(tokens, rows, places, int(places.max()))
+
+    def _run(self, tokens: Tensor, rows: Tensor, places: Tensor, last: int) -> Tensor:
+        device, count = self.runtime.device, len(tokens)
+        size = next((s for s in self.sizes if s >= count), self.rows)
+        places = places.to(device)
+        reads = self.cache.plan(rows.to(device), places + self.prefix, last + self.prefix + 1)
+        # only what mixes no rows is computed with rows that fill up: attention takes each query alone
+        x = F.embedding(_filled(tokens, size), self.table) + self.places[_filled(places, size)]
         for number, layer in enumerate(self.layers):
-            h = layer.norm_attention(x).to(self.runtime.dtype)
-            x.add_(layer.out(self._attend(layer, number, layer.qkv(h), place)))
-            h = layer.up(layer.norm_mlp(x).to(self.runtime.dtype))
+            mixed = self._attend(layer, number, layer.qkv(layer.norm_attention(x))[:count], places, reads)
+            x.add_(layer.out(_filled(mixed, size)))
+            h = layer.up(layer.norm_mlp(x))
             if layer.gated:
                 gate, value = h.chunk(2, dim=-1)
                 h = F.silu(gate) * value
             else:
                 h = F.gelu(h)
             x.add_(layer.down(h))
-        return self.head(self.norm_out(x).to(self.runtime.dtype)).float()
+        logits: Tensor = self.head(self.norm_out(x))[:count].float()
+        return logits
 
-    def _attend(self, layer: _Layer, number: int, qkv: Tensor, place: int) -> Tensor:
-        """[B, 3 dim] -> [B, dim]; the cache of this layer gains the position of ``place``."""
-        rows, position, dim = len(qkv), self.prefix + place, self.head_dim
+    def _attend(self, layer: _Layer, number: int, qkv: Tensor, places: Tensor, reads: Reads) -> Tensor:
+        """[Q, 3 dim] -> [Q, dim]; the cache of this layer gains the positions of the queries."""
+        rows, dim = len(qkv), self.head_dim
         parts = qkv.view(rows, 3, self.heads, dim)
         if layer.turn is None or layer.turn_swapped is None:
-            q, k = parts[:, 0].to(self.wide) * dim**-0.5, parts[:, 1]
+            q, k = parts[:, 0].float() * dim**-0.5, parts[:, 1]
         else:
             # normalise queries and keys together, then turn the pairs (i, i + D/2): two products and one sum
             unit = self._normalise(parts[:, :2].float())
             swapped = unit.view(rows, 2, self.heads, 2, dim // 2).flip(3).view(rows, 2, self.heads, dim)
-            turned = torch.addcmul(unit * layer.turn[place], swapped, layer.turn_swapped[place])
-            q, k = turned[:, 0].to(self.wide), turned[:, 1]
-        keys, values = self.keys[number, :rows], self.values[number, :rows]
-        keys[:, :, position] = k
-        values[:, :, position] = parts[:, 2]
-        flat = (rows * self.heads, -1, dim)
-        seen_keys, seen_values = keys.view(flat)[:, : position + 1], values.view(flat)[:, : position + 1]
-        scores = torch.bmm(q.reshape(flat), seen_keys.transpose(1, 2))
-        if layer.seen is not None:
-            scores.masked_fill_(~layer.seen[position, : position + 1], -torch.inf)
-        mixed = torch.bmm(scores.softmax(-1), seen_values)
-        return mixed.view(rows, -1).to(self.runtime.dtype)
+            turned = torch.addcmul(unit * layer.turn[places], swapped, layer.turn_swapped[places])
+            q, k = turned[:, 0], turned[:, 1]
+        return self.cache.attend(number, q, k, parts[:, 2], reads, layer.seen)
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.model.config.norm == "rms":
@@ -181,16 +202,26 @@ class Decoder:
     def _equal_sizes(self) -> list[int]:
         """Sizes of a step whose rows equal, to the last bit, those of a whole tile; measured with these weights."""
         noise = torch.Generator().manual_seed(0)
-        for cache in (self.keys, self.values):
-            for part in cache:  # a layer at a time: the whole would be a second cache
-                part.copy_(torch.randn(part.shape, generator=noise))
+        self.cache.shake(noise)
         vocab, last = self.model.shape.image_vocab, self.model.shape.num_image_tokens - 2
         tokens = torch.randint(vocab, (self.rows,), generator=noise).to(self.runtime.device)
-        sizes = [2**i for i in range(self.rows.bit_length()) if 2**i < self.rows]
+        self.sizes = [*(2**i for i in range(self.rows.bit_length()) if 2**i < self.rows), self.rows]
         for place in {0, max(0, last // 2), max(0, last)}:
-            whole = self._step(tokens, place)
-            sizes = [s for s in sizes if torch.equal(self._step(tokens[:s], place), whole[:s])]
-        return [*sizes, self.rows]
+            whole = self.step(tokens, place)
+            self.sizes = [s for s in self.sizes if torch.equal(self._timed(tokens[:s], place), whole[:s])]
+        return self.sizes
+
+    def _timed(self, tokens: Tensor, place: int) -> Tensor:
+        started = time.perf_counter()
+        logits = self.step(tokens, place)
+        took, known = time.perf_counter() - started, self.costs_s.get(len(tokens), math.inf)
+        self.costs_s[len(tokens)] = min(took, known)
+        return logits
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    """Rows of zeros after those of x [n, ...], up to ``size``."""
+    return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
 
 
 class _Packer:

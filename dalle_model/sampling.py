@@ -22,6 +22,7 @@ from dalle_model.dalle import Dalle, DalleShape
 from dalle_model.decoder import Decoder
 from dalle_model.errors import DataError, UsageError
 from dalle_model.filters import guide, pick
+from dalle_model.lookahead import Lookahead
 from dalle_model.runtime import Runtime
 
 _NOISE_BLOCK = 8  # image positions whose noise is made at once
@@ -105,7 +106,8 @@ def draw_with(
     out = np.zeros((len(requests), shape.num_image_tokens), dtype=np.uint16)
     done = 0
     for wave in _waves(requests, at_once):
-        out[wave] = _Wave(decoder, [requests[i] for i in wave], sampler).draw()
+        at_work = _Wave(decoder, [requests[i] for i in wave], sampler)
+        out[wave] = at_work.draw_ahead() if len(wave) == 1 and decoder.looks_ahead else at_work.draw()
         done += len(wave)
         if progress:
             progress(done, len(requests))
@@ -174,10 +176,37 @@ class _Wave:
         drawn: NDArray[np.uint16] = self.tokens.cpu().numpy().astype(np.uint16)
         return drawn
 
+    def draw_ahead(self) -> NDArray[np.uint16]:
+        """The same uint16 [1, N] of a single picture, several tokens a pass; see ``lookahead``."""
+        logits = self.decoder.read([(r.prompt_ids, r.given) for r in self.requests])
+        ahead = Lookahead(self.decoder, self.sampler, self.tokens[0], self._noise_of_one)
+        place = self.start
+        while place < self.end:
+            guided = self.guided_from <= place < self.guided_to
+            if guided and place == self.guided_from:
+                logits = torch.cat([logits[:1], self._read_negatives(place)])
+            stop = self.guided_to if guided else self.guided_from if place < self.guided_from else self.end
+            stop = min(stop, self.end)
+            logits = ahead.decide(logits if guided else logits[:1], place, stop)
+            place = stop
+        drawn: NDArray[np.uint16] = self.tokens.numpy().astype(np.uint16)
+        return drawn
+
     def _read_negatives(self, place: int) -> Tensor:
         so_far = [tuple(row) for row in self.tokens[:, :place].tolist()]
         prefixes = [(r.negative_ids, given) for r, given in zip(self.requests, so_far, strict=True)]
         return self.decoder.read(prefixes, first_row=len(self.requests))
+
+    def _noise_of_one(self, first: int, count: int) -> Tensor | None:
+        """Noise of places first.. of the only picture, made in blocks as it is asked for."""
+        if self.sampler.temperature == 0.0:
+            return None
+        made, end = len(self.block), first + count - self.start
+        if end > made:
+            more = min(-(-(end - made) // _NOISE_BLOCK) * _NOISE_BLOCK, self.end - self.start - made)
+            block = torch.from_numpy(picture_noise(self.requests[0].key, self.vocab, more, self.start + made))
+            self.block = torch.cat([self.block.view(-1, self.vocab), block])
+        return self.block[first - self.start : end]
 
     def _noise(self, place: int) -> Tensor | None:
         if self.sampler.temperature == 0.0:

@@ -104,9 +104,9 @@ class GenerateConfig(Section):
         "",
         description="Own list of words that are not drawn, a path or s3:// URI: UTF-8, one term a line (a word, a word with * for any ending, a phrase), # for comments. Its content counts, not its place.",
     )
-    weights: Literal["", "full", "int8"] = Field(
+    weights: Literal["", "full", "half", "int8"] = Field(
         "",
-        description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once; its pictures are others.",
+        description="Weights to draw with: empty = as the sampler says; int8 is faster where few pictures are drawn at once, half where many are on a CPU without bfloat16; their pictures are others.",
     )
     nsfw_model: str = Field(
         "",
