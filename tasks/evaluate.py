@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dalle_model.config import EvaluateConfig
+from dalle_model.describing import describe
 from dalle_model.dual_encoder import Judge
 from dalle_model.errors import DataError
 from dalle_model.features import ModelFeatures, RandomFeatures, TokenizerFeatures
@@ -91,6 +92,7 @@ def work(job: Job) -> Outcome:
     _measure(found, subject, easel, train, held, judge)
     for group, near, suffix in zip((train, held), copies, ("", "_heldout"), strict=False):
         measures.copies(found, group, near, detector.features, suffix)  # type: ignore[arg-type]  # no copies without a group
+    _runs(found, subject, train, held, watch)
     _likelihoods(job, subject, found, watch)
     evidence = Evidence(job, subject.model, found, train, held, subject.training, tuple(copies), judge)
     data = report(evidence)
@@ -232,6 +234,21 @@ def _supplied(job: Job) -> tuple[InceptionFeatures | None, ClipJudge | None]:
         InceptionFeatures(Path(config.inception), config.inception_sha256, runtime) if config.inception else None
     )
     return inception, ClipJudge(Path(config.clip), config.clip_sha256, runtime) if config.clip else None
+
+
+def _runs(found: Findings, subject: Subject, train: Drawn, held: Drawn | None, watch: Stopwatch) -> None:
+    """Pieces that drawings, and captions where the model writes some, have in common with the training set."""
+    painter, known = subject.painter, subject.training.rows["caption"].to_pylist()
+    for group, suffix in ((train, ""), (held, "_heldout")):
+        if group is None:
+            continue
+        measures.runs_copied(found, group, subject.training_tokens, suffix)
+        if "image_to_text" in painter.model.directions:
+            with watch.networks():
+                ids = describe(painter.model, torch.from_numpy(group.true_tokens), painter.runtime)
+            written = [painter.words.decode([i for i in row if i]) for row in ids.tolist()]
+            digest = subject.model.object_of("weights").sha256
+            measures.captions_written(found, written, group, known, digest, suffix)
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------------

@@ -77,6 +77,16 @@ _KNOWN: dict[str, _Known] = {
     "nearest_training_tokens": _Known(
         "", "Share of a drawing's tokens that differ from those of the training picture nearest to it; 0 is a copy."
     ),
+    "token_runs_copied": _Known(
+        "",
+        "Share of a drawing's runs of 8 tokens that some training picture has at the same place: is it patched together from them? Far above that of held-out true pictures means yes.",
+    ),
+    "token_runs_copied_of_originals": _Known("", "The same for the true pictures of the same captions."),
+    "caption_runs_copied": _Known(
+        "", "Share of the runs of 4 words in captions the model wrote that stand in a training caption."
+    ),
+    "caption_runs_copied_of_originals": _Known("", "The same for the true captions of the same pictures."),
+    "captions_copied": _Known("", "Share of the captions the model wrote that are a training caption, word for word."),
     "fid_clean": _Known(
         "lower",
         "FID on the supplied Inception, resized as clean-fid does; compares only at an equal number of pictures.",

@@ -22,6 +22,7 @@ from dalle_model.features import Features, RandomFeatures, ThumbnailFeatures
 from dalle_model.images import to_float
 from dalle_model.intervals import GROUPS, distance_interval, left_out, set_interval
 from dalle_model.metrics import code_usage, psnr, ssim
+from dalle_model.ngrams import grid_runs_known, word_runs_known
 from dalle_model.published import ClipJudge, clip_scores, cmmd
 from dalle_model.scene_checks import CHECKS_VERSION, verdicts
 from dalle_model.scenes import parse_caption
@@ -35,6 +36,8 @@ FloatArray = npt.NDArray[np.float64]
 
 _MOST = 2000  # pictures compared each with each; more are thinned out evenly
 _NEIGHBOURS = 5
+_RUN = 8  # image tokens: an eighth of the smallest pictures
+_WORDS = 4
 _LEAST = 3  # pictures of which one can be left out
 _OWN = "own: "
 _SAME_CAPTIONS = "true pictures of the same captions"
@@ -197,6 +200,46 @@ def copies(into: Findings, group: Drawn, found: Nearest, features: Features, suf
         _OWN + "share of the tokens that differ from the nearest training picture's",
         **about,
     )
+
+
+def runs_copied(into: Findings, group: Drawn, training: npt.NDArray[np.uint16], suffix: str = "") -> None:
+    """Are drawings patched together from pieces of training pictures? training uint16 [m, N], their image tokens.
+
+    Beside them the true pictures of the same captions; where these are held out, they tell what copies nothing.
+    """
+    if group.tokens.shape[1] < _RUN:
+        return
+    for name, tokens in (("", group.tokens), ("_of_originals", group.true_tokens)):
+        into.mean(
+            f"token_runs_copied{name}{suffix}",
+            group.ids,
+            grid_runs_known(tokens, training, _RUN),
+            f"{_OWN}share of runs of {_RUN} image tokens that a training picture has at the same place",
+            features="image tokens",
+            reference="all reference training pictures",
+        )
+
+
+def captions_written(
+    into: Findings, written: Sequence[str], group: Drawn, known: Sequence[str], on: str, suffix: str = ""
+) -> None:
+    """Does the model write captions of its own? written: its captions of the group's true pictures; known: training ones."""
+    measure = f"{_OWN}share of runs of {_WORDS} words that stand in a training caption (after McCoy et al. 2023)"
+    about = {"features": "words", "features_sha256": on, "reference": "all reference training captions"}
+    for name, texts in (("", written), ("_of_originals", group.captions)):
+        shares = word_runs_known(texts, known, _WORDS)
+        rows = [row for row, share in enumerate(shares) if share is not None]
+        units = [group.ids[row] for row in rows]
+        into.mean(
+            f"caption_runs_copied{name}{suffix}",
+            units,
+            np.array([shares[row] for row in rows], np.float64),
+            measure,
+            **about,
+        )
+    whole = set(known)
+    same = "share of written captions that are a training caption, word for word"
+    into.mean(f"captions_copied{suffix}", group.ids, [text in whole for text in written], _OWN + same, **about)
 
 
 def agreement(into: Findings, judge: Judge, group: Drawn, known: Sequence[str], suffix: str = "") -> None:

@@ -125,7 +125,17 @@ def everything():
     measures.agreement(into, WordJudge(), group, CAPTIONS)
     measures.scenes(into, group)
     measures.scenes(into, group, "_heldout")
+    measures.runs_copied(into, group, group.tokens[::2])
+    measures.captions_written(into, CAPTIONS[1:61], group, CAPTIONS[:30], "ab", "_heldout")
     return into
+
+
+def test_captions_written_from_the_training_set_are_told_from_new_ones():
+    into, group = Findings(), drawn(PICTURES[:4])
+    written = ["a red circle and a blue star", "never said of any picture here", *CAPTIONS[100:102]]
+    measures.captions_written(into, written, group, [written[0], "of no use"], "ab")
+    assert into.values["captions_copied"] == {"0000": 1.0, "0001": 0.0, "0002": 0.0, "0003": 0.0}
+    assert into.values["caption_runs_copied"]["0000"] == 1.0 and into.values["caption_runs_copied"]["0001"] == 0.0
 
 
 def test_every_figure_has_an_interval_a_record_and_an_explanation_and_is_the_same_in_every_run():
