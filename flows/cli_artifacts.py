@@ -94,6 +94,10 @@ def sweep(
     forgotten: Annotated[
         bool, typer.Option("--forgotten", help="First the artifacts made with pairs that `dalle forget` withdrew.")
     ] = False,
+    pairs: Annotated[
+        bool,
+        typer.Option("--pairs", help="With --forgotten: erase these pairs from the shards of sound artifacts, too."),
+    ] = False,
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     debug: Debug = False,
@@ -101,7 +105,7 @@ def sweep(
     """Remove objects that no artifact names: left-overs of interrupted steps."""
     from flows import inspection
 
-    emit(as_json, *inspection.sweep(settings_of(store), older_than_h, dry_run, forgotten))
+    emit(as_json, *inspection.sweep(settings_of(store), older_than_h, dry_run, forgotten, pairs))
 
 
 @app.command()

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from dalle_model.config import PipelineConfig
-from dalle_model.errors import DalleError
+from dalle_model.errors import DalleError, UsageError
 from flows.overrides import allowed_range
 from flows.presets import PRESETS
 from tasks.artifacts import Manifest
+from tasks.erase_pairs import erase_pairs
 from tasks.forget import erase, tainted
 from tasks.settings import Settings
 from tasks.stages import STAGES, stage_named
@@ -196,20 +197,31 @@ def rollback(settings: Settings, name: str) -> Shown:
     return {"name": name, "fingerprint": value.fingerprint}, [f"{name} is again {value.step} {value.fingerprint[:12]}"]
 
 
-def sweep(settings: Settings, older_than_h: float, dry_run: bool, forgotten: bool = False) -> Shown:
-    """``dalle sweep``."""
+def sweep(
+    settings: Settings, older_than_h: float, dry_run: bool, forgotten: bool = False, pairs: bool = False
+) -> Shown:
+    """``dalle sweep``. UsageError for ``pairs`` without ``forgotten``."""
+    if pairs and not forgotten:
+        raise UsageError("--pairs erases withdrawn pairs from shards that are still needed; give --forgotten --pairs")
     store = open_store(settings)
     verb = "would remove" if dry_run else "removed"
-    lines, erased = [], None
+    lines, erased, blanked = [], None, None
     if forgotten:
         erased = erase(store, dry_run=dry_run)
         lines = [f"{verb} {m.step} {m.fingerprint[:12]}, made with withdrawn pairs" for m in erased.removed]
         lines += [f"stays: {fingerprint[:12]}: {why}" for fingerprint, why in erased.stays.items()]
+    if erased is not None and pairs:
+        blanked = erase_pairs(store, settings, erased, dry_run=dry_run)
+        would = "would erase" if dry_run else "erased"
+        lines += [f"{would} {count} withdrawn pairs in {f[:12]}" for f, count in blanked.artifacts.items()]
+        lines += [f"not erased yet in {f[:12]}: {why}" for f, why in blanked.waits.items()]
     report = store.sweep(older_than_s=older_than_h * 3600, dry_run=dry_run)
     lines += [f"{verb} {len(report.removed)} objects, {report.bytes / 1e6:.2f} MB", *report.removed[:20]]
     payload: dict[str, Any] = {"removed": report.removed, "bytes": report.bytes}
     if erased is not None:
         payload |= {"artifacts": [m.fingerprint for m in erased.removed], "stays": erased.stays}
+    if blanked is not None:
+        payload |= {"erased_pairs": blanked.artifacts, "not_erased": blanked.waits}
     return payload, lines
 
 

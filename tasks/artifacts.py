@@ -54,7 +54,8 @@ class Manifest(_Value):
     """The proof that a step is done: what it read and every object it made, in order.
 
     ``facts`` holds time stamps, host, device and durations: it is stored beside the hashed part and never in it,
-    so that equal work has an equal ``sha256`` wherever and whenever it ran.
+    so that equal work has an equal ``sha256`` wherever and whenever it ran. ``replaces`` names the hashes that this
+    manifest had before withdrawn pairs were erased from its objects; what was made from it then is still made from it.
     """
 
     schema_version: int = MANIFEST_SCHEMA
@@ -67,6 +68,7 @@ class Manifest(_Value):
     objects: tuple[ObjectRef, ...]
     rows: int
     stats: dict[str, Any]
+    replaces: tuple[str, ...] = ()
     facts: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -77,12 +79,21 @@ class Manifest(_Value):
     @property
     def sha256(self) -> str:
         """Hash of the canonical JSON of everything but ``facts``."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"facts"}))).hexdigest()
+        return hashlib.sha256(canonical_json(self._body())).hexdigest()
+
+    def answers_to(self, sha256: str) -> bool:
+        """Whether a reference with this hash means this artifact: as it is, or as it was before pairs were erased."""
+        return sha256 in (self.sha256, *self.replaces)
+
+    def _body(self) -> dict[str, Any]:
+        body = self.model_dump(mode="json", exclude={"facts"})
+        if not self.replaces:  # as in manifests of earlier releases
+            del body["replaces"]
+        return body
 
     def to_bytes(self) -> builtins.bytes:
         """The stored form: the hashed body, its hash, and the facts."""
-        body = self.model_dump(mode="json", exclude={"facts"})
-        return canonical_json({"body": body, "sha256": self.sha256, "facts": self.facts})
+        return canonical_json({"body": self._body(), "sha256": self.sha256, "facts": self.facts})
 
     @classmethod
     def from_bytes(cls, data: builtins.bytes, where: str) -> "Manifest":

@@ -128,9 +128,14 @@ class Lineage:
 
     def _rows(self, obj: ObjectRef, wanted: pa.Array) -> pa.Table:
         file = pq.ParquetFile(self.store.fetch(obj, self._spool))
-        columns = [name for name in ("id", "split") if name in file.schema_arrow.names]
+        columns = [name for name in ("id", "split", "key", "caption") if name in file.schema_arrow.names]
         table = file.read(columns=columns)
-        return table.filter(pa.compute.is_in(table["id"], wanted))
+        table = table.filter(pa.compute.is_in(table["id"], wanted))
+        if "key" not in columns or "caption" not in columns:
+            return table
+        # A row without words and address was erased: see tasks.erase_pairs.
+        erased = pa.compute.and_(pa.compute.equal(table["key"], ""), pa.compute.equal(table["caption"], ""))
+        return table.filter(pa.compute.invert(erased))
 
 
 def _readable(store: Store, step: str, fingerprint: str) -> Manifest | None:

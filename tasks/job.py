@@ -82,7 +82,7 @@ def load_input(store: Store, name: str, ref: ArtifactRef) -> Manifest:
         raise DataError(
             f"input {name} ({ref.step} {ref.fingerprint[:12]}) is not in {store.uri}; run that step first, or name the store that has it"
         )
-    if manifest.sha256 != ref.manifest_sha256:
+    if not manifest.answers_to(ref.manifest_sha256):
         raise DataError(
             f"input {name} ({ref.step} {ref.fingerprint[:12]}) was replaced in {store.uri} since this run began; start again"
         )
@@ -94,7 +94,7 @@ def load_ancestor(store: Store, manifest: Manifest, name: str) -> Manifest:
     for used in manifest.inputs:
         if used.name == name:
             found = store.find(used.step, used.fingerprint)
-            if found is not None and found.sha256 == used.manifest_sha256:
+            if found is not None and found.answers_to(used.manifest_sha256):
                 return found
             raise DataError(
                 f"{manifest.step} {manifest.fingerprint[:12]} was made from {used.step} {used.fingerprint[:12]}, which {store.uri} does not hold any more"

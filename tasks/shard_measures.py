@@ -8,7 +8,7 @@ from tasks.job import Job, load_ancestor
 
 Receipts = Callable[[Manifest], str]
 """Fingerprint under which the receipts of a measure of a pairs artifact lie: what is measured, by which version."""
-_SHARD = "shard"
+SHARD = "shard"  # what a receipt says it was made from: the key of the shard
 
 
 def of_shards(
@@ -31,7 +31,7 @@ def of_shards(
             obj = known.get(shard.key) or make(shard, number)
             if number in receipted:  # of a shard that was rewritten since
                 job.store.delete(job.store.part_key(shared, number))
-            job.store.commit_part(shared, number, Part(objects=(obj,), stats={_SHARD: shard.key}))
+            job.store.commit_part(shared, number, Part(objects=(obj,), stats={SHARD: shard.key}))
         objects.append(obj)
         done += shard.rows
         job.progress(done, pairs.rows, unit=unit)
@@ -44,7 +44,7 @@ def _measured(job: Job, pairs: Manifest, shared: str) -> dict[int, ObjectRef]:
     found = {
         number: part.objects[0]
         for number, part in job.store.parts(shared).items()
-        if number < len(shards) and part.stats.get(_SHARD) == shards[number].key
+        if number < len(shards) and part.stats.get(SHARD) == shards[number].key
     }
     missing = {obj.key for obj in job.store.missing(found.values())}
     return {number: obj for number, obj in found.items() if obj.key not in missing}

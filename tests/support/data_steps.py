@@ -34,7 +34,8 @@ class Data:
         job = self.job(stage, config, inputs)
         manifest = job.manifest(load_dotted(stage.work)(job), {})
         job.store.commit(manifest)
-        assert not list(job.spool.iterdir()), "a step leaves nothing in its spool"
+        fetched = "://" in self.settings.store  # a bucket's objects are read as copies there
+        assert fetched or not list(job.spool.iterdir()), "a step leaves nothing in its spool"
         return manifest
 
     def job(self, stage: Stage, config: Section, inputs: Mapping[str, Manifest] | None = None) -> Job:
