@@ -2,12 +2,19 @@
 
 import html
 import re
+from html.entities import html5
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.records import normalise_caption
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")  # only with its semicolon: AT&T
+
+
+def _character(found: re.Match[str]) -> str:
+    """What a whole reference stands for; itself where its name is unknown (``html.unescape`` makes "¬it;" of "&notit;")."""
+    whole = found[0]
+    return html.unescape(whole) if whole[1] == "#" else html5.get(whole[1:], whole)
 
 
 def check_caption(value: Any, max_chars: int) -> str | Refused:
@@ -25,7 +32,7 @@ def check_caption(value: Any, max_chars: int) -> str | Refused:
     if len(value) > max_chars:
         return Refused(Reason.CAPTION_TOO_LONG, f"{len(value)} characters, the limit is {max_chars}", len(value))
     if "&" in value:
-        value = _ENTITY.sub(lambda found: html.unescape(found[0]), value)
+        value = _ENTITY.sub(_character, value)
     if "\0" in value:
         return Refused(Reason.CAPTION_NOT_TEXT, "the caption holds a NUL")
     if any("\ud800" <= c <= "\udfff" for c in value):

@@ -10,16 +10,16 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from dalle_model.decoding import Reason, Refused
-from dalle_model.errors import SourceError
 from dalle_model.sources.remote import AnyPath
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
+DAMAGED_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _KEPT_CHARS = 500  # of a value that is carried along in `extra`
 
 
@@ -32,15 +32,26 @@ class Line:
 
 
 def read_lines(path: AnyPath) -> Iterator[Line]:
-    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz behind its name it is unpacked on the way."""
+    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz behind its name it is unpacked on the way.
+
+    A .gz that is cut off or damaged ends with a refused line that says so.
+    """
     kind = kind_of(path.name)
+    number = 0
     with path.open("rb") as stream, unpacked(stream, path.name) as plain:
         try:
-            yield from (
-                _csv_lines(plain, "\t" if kind == "tsv" else ",") if kind in ("csv", "tsv") else _json_lines(plain)
-            )
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise SourceError(f"{path} is cut off or damaged ({type(error).__name__}); write it again") from error
+            lines = _csv_lines(plain, "\t" if kind == "tsv" else ",") if kind in ("csv", "tsv") else _json_lines(plain)
+            for line in lines:
+                number = line.number
+                yield line
+        except DAMAGED_GZ as error:
+            yield Line(number + 1, damaged_gz(number, error))
+
+
+def damaged_gz(lines: int, error: BaseException) -> Refused:
+    """The row that stands for what is lost of a .gz after some lines."""
+    words = f"the file is cut off or damaged after line {lines} ({type(error).__name__})"
+    return Refused(Reason.UNREADABLE_FILE, f"{words}: what follows is lost; fetch or write it again")
 
 
 def kind_of(name: str) -> str:
@@ -56,9 +67,12 @@ def unpacked(stream: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
 
 
 def count_lines(path: AnyPath) -> int:
-    """Lines of a file; for progress bars, so the header and blank lines do not matter."""
-    with path.open("rb") as stream, unpacked(stream, path.name) as plain:
-        return sum(block.count(b"\n") for block in iter(lambda: plain.read(1 << 20), b""))
+    """Lines of a file, of a damaged .gz those before the damage; for progress bars, so the header and blank lines do not matter."""
+    found = 0
+    with path.open("rb") as stream, unpacked(stream, path.name) as plain, suppress(*DAMAGED_GZ):
+        for block in iter(lambda: plain.read(1 << 20), b""):
+            found += block.count(b"\n")
+    return found
 
 
 def caption_in(record: dict[str, Any], column: str) -> Any:

@@ -7,6 +7,7 @@ that is killed goes on without asking again for what it has.
 
 import gzip
 import tempfile
+import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,8 +26,10 @@ from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
 from dalle_model.sources.metadata import (
     CAPTION_COLUMNS,
+    DAMAGED_GZ,
     MAX_LINE_BYTES,
     count_lines,
+    damaged_gz,
     extra_in,
     kind_of,
     read_lines,
@@ -155,7 +158,9 @@ class UrlList:
                     words = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").split(None, 1)
                     if words:
                         yield where, {"url": words[0], **({"text": words[1].strip()} if words[1:] else {})}
-            except (EOFError, gzip.BadGzipFile, OSError) as error:
+            except DAMAGED_GZ as error:
+                yield f"{self._file.name}#{number + 1}", damaged_gz(number, error)
+            except OSError as error:
                 raise _damaged(self._file, error) from error
 
     def _parquet_rows(self) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
@@ -174,7 +179,7 @@ class UrlList:
     def _table(self) -> Any:
         try:
             return pq.ParquetFile(_seekable(self._file))
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
             raise _damaged(self._file, error) from error
 
 

@@ -1,22 +1,22 @@
 """WebDataset archives: tar files in which the members of one name but different suffixes are one sample.
 
 Archives come from strangers. They are read as a stream and nothing is ever extracted, so that no name in them can lead
-anywhere: names are keys. Links, devices and folders in the place of a file are refused; a damaged archive is one
-refused row, and the next archive goes on.
+anywhere: names are keys. Links, devices and folders in the place of a file are refused. An archive that is damaged, cut
+off, or goes on behind its end keeps the rows before that and has one refused row more, and the next archive goes on.
 """
 
 import tarfile
 import zlib
 from collections.abc import Iterator
 from lzma import LZMAError
-from tarfile import EOFHeaderError  # type: ignore[attr-defined]  # raised by a public method, in no stub
-from typing import Any, Self
+from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, existing, skip, walk
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
+from dalle_model.sources.tar_ends import WatchedTar, unpacked_tar
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -52,37 +52,38 @@ class WebDataset:
     def _archive(self, path: Any) -> Iterator[Row]:
         where = path.relative_to(self._root).as_posix()
         sample = _Sample("")
-        members, ended = 0, False
+        members, within = 0, False
         try:
-            with (
-                path.open("rb") as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
-            ):
-                for member in archive:
-                    members += 1
-                    if member.isdir():
-                        continue
-                    if not member.isreg():
-                        words = "a link" if member.issym() or member.islnk() else "a device or pipe"
-                        yield Row(f"{where}/{member.name}", "", Refused(Reason.NOT_A_FILE, f"the member is {words}"))
-                        continue
-                    stem, suffix = _split(member.name)
-                    if stem != sample.stem:
-                        if sample.members:
-                            yield sample.row(where, self._column)
-                        sample = _Sample(stem)
-                    sample.add(suffix, self._content(archive, member, suffix))
-                ended = getattr(archive, "has_end", False)
+            with path.open("rb") as stream, unpacked_tar(stream) as plain:
+                watched = WatchedTar(plain)
+                with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]  # needs `read` only
+                    for member in archive:
+                        members += 1
+                        if member.isdir():
+                            continue
+                        if not member.isreg():
+                            words = "a link" if member.issym() or member.islnk() else "a device or pipe"
+                            refused = Refused(Reason.NOT_A_FILE, f"the member is {words}")
+                            yield Row(f"{where}/{member.name}", "", refused)
+                            continue
+                        stem, suffix = _split(member.name)
+                        if stem != sample.stem:
+                            if sample.members:
+                                yield sample.row(where, self._column)
+                            sample = _Sample(stem)
+                        within = True
+                        sample.add(suffix, self._content(archive, member, suffix))
+                        within = False
+                    if sample.members:
+                        yield sample.row(where, self._column)
+                        sample = _Sample("")
+                    if words := watched.trouble_at(archive.offset):
+                        yield _cut(where, members, words)
         except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError) as error:
-            # What was read of the broken sample is not trusted: its last file may be cut.
-            words = f"the archive is damaged after {members} members ({type(error).__name__})"
-            yield Row(where, "", Refused(Reason.UNREADABLE_FILE, words))
-            return
-        if sample.members:
-            yield sample.row(where, self._column)
-        if not ended:
-            words = f"the archive ends after {members} members without the mark of its end: it is cut off, or was not closed; write it again"
-            yield Row(where, "", Refused(Reason.UNREADABLE_FILE, words))
+            # A sample is used when all of it that came is whole, and not when it broke off within a file.
+            if sample.members and not within:
+                yield sample.row(where, self._column)
+            yield _cut(where, members, f"the archive is damaged or cut off ({type(error).__name__})")
 
     def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Refused | None:
         limit = self._max_bytes if suffix in _IMAGES else MAX_LINE_BYTES
@@ -99,16 +100,9 @@ class WebDataset:
         return data
 
 
-class _Member(tarfile.TarInfo):
-    """Notes on its archive that the mark of the end was met: ``tarfile`` takes a file cut between members for a whole one."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except EOFHeaderError:
-            archive.has_end = True  # type: ignore[attr-defined]
-            raise
+def _cut(where: str, members: int, words: str) -> Row:
+    remedy = "what follows is lost; fetch or write the archive again"
+    return Row(where, "", Refused(Reason.UNREADABLE_FILE, f"{words} after {members} members: {remedy}"))
 
 
 class _Sample:

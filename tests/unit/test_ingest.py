@@ -72,6 +72,15 @@ def test_the_manifest_depends_on_the_content_and_on_nothing_else(tmp_path: Path)
     assert str(tmp_path) not in json.dumps(one.model_dump(mode="json", exclude={"facts"}))
 
 
+def test_a_caption_with_entities_is_the_pair_that_it_is_without_them(tmp_path: Path) -> None:
+    picture = encoded(photo(), "PNG")
+    captions = ("caf&eacute; &amp; bar", "café & bar", "cafe&#769;&nbsp;&amp; bar")
+    folder = write_folder(tmp_path / "set", {"1.png": picture}, [{"file_name": "1.png", "text": t} for t in captions])
+    data = Data(tmp_path)
+    rows = data.rows(data.ingest(IngestConfig(source=f"imagefolder:{folder}")), "pairs")
+    assert {(row["caption"], row["id"]) for row in rows} == {("café & bar", pair_id(picture, "café & bar"))}
+
+
 @pytest.mark.parametrize(
     "changes", [{"image_px": 33}, {"limit": 20}, {"rows_per_shard": 11}, {"background": "#000000"}]
 )

@@ -286,6 +286,7 @@ def test_reading_a_file_never_blocks_and_never_exceeds_its_limit(tmp_path: Path)
         ("e\u0301te\u0301", "été"),
         ("<b>bold</b> &amp;", "<b>bold</b> &"),
         ("caf&eacute; &#233;t&#xe9; &amp;lt; AT&T &copy &nosuch;", "café été &lt; AT&T &copy &nosuch;"),
+        ("&notit; a&#32;b&nbsp;c", "&notit; a b c"),
         ("cut &#xd83d; or &#0;", "cut \ufffd or \ufffd"),
         ("\u202eevil\u202c text\u200b", "evil text"),
         ("bell \x07 here", "bell here"),

@@ -1,0 +1,72 @@
+"""Whether a tar archive that was read as a stream really ended where the reader stopped.
+
+``tarfile`` stops without a word at a header that is cut, damaged or missing, and never looks behind the end mark (two
+blocks of zeros, POSIX pax), where a checksum or a second archive may be.
+"""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import BinaryIO, cast
+
+_BLOCK = 512
+_PIECE = 1 << 16
+_MAX_BEHIND = 1 << 24  # bytes behind the end that are looked at: packed zeros may go on for ever
+
+
+def unpacked_tar(stream: BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """What a stream that can seek unpacks to, by its first bytes: gzip, bzip2, xz, or itself.
+
+    Unlike those of ``tarfile``, these readers check the checksum and the end of what they unpack.
+    """
+    start = stream.read(6)
+    stream.seek(0)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(AbstractContextManager[BinaryIO], gzip.GzipFile(fileobj=stream, mode="rb"))
+    if start.startswith(b"BZh"):
+        return cast(AbstractContextManager[BinaryIO], bz2.BZ2File(stream))
+    if start.startswith(b"\xfd7zXZ\0"):
+        return cast(AbstractContextManager[BinaryIO], lzma.LZMAFile(stream))
+    return nullcontext(stream)
+
+
+class WatchedTar:
+    """A stream for ``tarfile`` that remembers the last it gave, a few blocks."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        # Of what is unpacked before a damage none may be lost: `read` would drop it when it meets the damage.
+        self._read: Callable[[int], bytes] = stream.read1  # type: ignore[attr-defined]
+        self._before, self._last = b"", b""
+        self._given = 0
+
+    def read(self, size: int) -> bytes:
+        """As of a file."""
+        piece = self._read(size)
+        if piece:
+            self._before, self._last = self._last, piece
+            self._given += len(piece)
+        return piece
+
+    def trouble_at(self, offset: int) -> str:
+        """Why the end is none, "" for a good one; ``offset`` in bytes is that of the header at which reading stopped.
+
+        Reads what is left of the stream, so it may raise what unpacking raises.
+        """
+        tail = self._before + self._last
+        rest = tail[offset - (self._given - len(tail)) :]
+        mark = rest[:_BLOCK]
+        if not mark:
+            return "the archive has no end mark: it is cut off"
+        if len(mark) < _BLOCK:
+            return "the archive is cut off within a header"
+        if any(mark):
+            return "the archive has a damaged header"
+        piece, behind = rest, 0
+        while piece:
+            behind += len(piece)
+            if any(piece) or behind > _MAX_BEHIND:
+                return "the archive goes on behind its end mark (several joined in one file? give each as a file)"
+            piece = self._read(_PIECE)
+        return ""
