@@ -115,6 +115,10 @@ class Inside:
         """The file ``name`` in ``folder``, or why it may not be read."""
         if not name or "\0" in name:
             return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by
+            return Refused(Reason.BAD_METADATA, "file_name holds a lone surrogate, as no name of a file does")
         if isinstance(folder, Remote):
             found = folder / name
             return found if found.is_relative_to(self._root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
@@ -208,7 +212,7 @@ def _content(path: AnyPath | str, root: AnyPath) -> str:
         return _remote_content(path)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, UnicodeEncodeError):  # a name that cannot be written names nothing
         return Reason.MISSING_FILE
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(path):

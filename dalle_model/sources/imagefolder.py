@@ -165,4 +165,4 @@ def _is_picture(path: str | Remote) -> bool:
 
 
 def _number(path: str | AnyPath) -> int:
-    return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogateescape"), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogatepass"), digest_size=8).digest(), "little")

@@ -31,7 +31,7 @@ class ParquetFiles:
         schema = self._open(self._files[0]).schema_arrow
         self._caption = pick_column(schema.names, caption_column, CAPTION_COLUMNS, f"parquet:{path}", "caption_column")
         self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
-        self._paths_matter = not pa.types.is_binary(schema.field(self._image).type)
+        self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
     def identity(self) -> dict[str, str]:
         # A column of paths makes every file below the folder part of the content.
@@ -76,7 +76,7 @@ class ParquetFiles:
     def _row(self, batch: pa.RecordBatch, row: int, folder: AnyPath, key: str) -> Row:
         record = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if name != self._image and not pa.types.is_binary(column.type):
+            if name != self._image and not _is_bytes(column.type):
                 record[name] = _value(column[row])
         image = image_of(_value(batch.column(self._image)[row]), self._root, folder)
         licence, author = record.get("licence", record.get("license")), record.get("author")
@@ -97,6 +97,26 @@ class ParquetFiles:
             raise SourceError(
                 f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"
             ) from error
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+        or types.is_binary_view(kind)
+    )
+
+
+def _may_hold_paths(kind: pa.DataType) -> bool:
+    """Whether a cell may name a file: a text, or a struct that has one."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _may_hold_paths(kind.value_type)
+    return bool(
+        types.is_struct(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    )
 
 
 def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: str, knob: str) -> str:

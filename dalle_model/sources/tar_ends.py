@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, cast
 
 _BLOCK = 512
-_PIECE = 1 << 16
+PIECE_BYTES = 1 << 16  # that ``tarfile`` should ask for at once
+_KEPT = PIECE_BYTES + 2 * _BLOCK  # it has asked for no more than this from the header on at which it stops
 _MAX_BEHIND = 1 << 24  # bytes behind the end that are looked at: packed zeros may go on for ever
 
 
@@ -38,14 +39,14 @@ class WatchedTar:
     def __init__(self, stream: BinaryIO) -> None:
         # Of what is unpacked before a damage none may be lost: `read` would drop it when it meets the damage.
         self._read: Callable[[int], bytes] = stream.read1  # type: ignore[attr-defined]
-        self._before, self._last = b"", b""
+        self._tail = b""
         self._given = 0
 
     def read(self, size: int) -> bytes:
         """As of a file."""
         piece = self._read(size)
         if piece:
-            self._before, self._last = self._last, piece
+            self._tail = (self._tail + piece)[-_KEPT:]
             self._given += len(piece)
         return piece
 
@@ -54,8 +55,7 @@ class WatchedTar:
 
         Reads what is left of the stream, so it may raise what unpacking raises.
         """
-        tail = self._before + self._last
-        rest = tail[offset - (self._given - len(tail)) :]
+        rest = self._tail[offset - (self._given - len(self._tail)) :]
         mark = rest[:_BLOCK]
         if not mark:
             return "the archive has no end mark: it is cut off"
@@ -68,5 +68,5 @@ class WatchedTar:
             behind += len(piece)
             if any(piece) or behind > _MAX_BEHIND:
                 return "the archive goes on behind its end mark (several joined in one file? give each as a file)"
-            piece = self._read(_PIECE)
+            piece = self._read(PIECE_BYTES)
         return ""

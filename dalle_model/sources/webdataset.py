@@ -16,7 +16,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, existing, skip, walk
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
-from dalle_model.sources.tar_ends import WatchedTar, unpacked_tar
+from dalle_model.sources.tar_ends import PIECE_BYTES, WatchedTar, unpacked_tar
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -56,7 +56,7 @@ class WebDataset:
         try:
             with path.open("rb") as stream, unpacked_tar(stream) as plain:
                 watched = WatchedTar(plain)
-                with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]  # needs `read` only
+                with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
                         members += 1
                         if member.isdir():

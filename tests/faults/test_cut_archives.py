@@ -27,6 +27,9 @@ HEADER_OF_2 = 2 * 2 * 512 + 2 * (-(-len(JPG) // 512) + 1) * 512  # where the thi
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
+    "gzip, a piece at a time": lambda data: b"".join(
+        gzip.compress(data[at : at + 100]) for at in range(0, len(data), 100)
+    ),
     "bzip2": bz2.compress,
     "xz": lzma.compress,
 }

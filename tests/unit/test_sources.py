@@ -113,6 +113,17 @@ def test_nested_folders_each_have_their_metadata(tmp_path: Path) -> None:
     assert pairs(ImageFolder(str(tmp_path)), 2) == [("sub/d.png", "dee"), ("a.png", None)]
 
 
+def test_half_a_character_in_a_file_name_is_bad_metadata(tmp_path: Path) -> None:
+    names = ("\\ud800.png", "\\ud800/1.png", "1.png")
+    lines = [f'{{"file_name": "{name}", "text": "x"}}' for name in names]
+    folder = write_folder(tmp_path, {"1.png": PNG}, lines)
+    shutil.copy(folder / "metadata.jsonl", folder / "other.jsonl")
+    for words, where in (("imagefolder", "metadata.jsonl"), ("jsonl", "other.jsonl")):
+        source = open_source(IngestConfig(source=f"{words}:{folder}{'/other.jsonl' if words == 'jsonl' else ''}"))
+        assert [outcome for _, outcome in pairs(source)] == ["bad_metadata", "bad_metadata", "x"], where
+        assert source.identity()
+
+
 def test_a_picture_behind_a_link_is_one_row_under_the_written_name(tmp_path: Path) -> None:
     (tmp_path / "out.png").write_bytes(PNG)
     folder = write_folder(
@@ -346,6 +357,15 @@ def test_parquet_starts_anywhere_in_any_grouping(tmp_path: Path) -> None:
     assert len(whole) == source.count() == 116
     for start in (0, 1, 16, 17, 33, 69, 70, 71, 90, 115, 116, 500):
         assert pairs(source, start) == whole[start:], start
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(len(PNG)), pa.binary_view()], ids=str)
+def test_what_lies_beside_pictures_in_a_table_is_none_of_their_content(tmp_path: Path, kind: pa.DataType) -> None:
+    path = _parquet(tmp_path / "x.parquet", pa.table({"image": pa.array([PNG], kind), "text": ["x"]}))
+    before = ParquetFiles(str(path)).identity()
+    (tmp_path / "beside.txt").write_text("new")
+    assert ParquetFiles(str(path)).identity() == before
+    assert [row.image for row in ParquetFiles(str(path)).rows(0)] == [PNG]
 
 
 def test_parquet_trouble_is_named(tmp_path: Path) -> None:
