@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -134,6 +136,16 @@ def test_wrong_parameters_are_refused_in_words_before_a_run_exists(
     assert machine.api("/flow_runs/count", {}) == before
 
 
+@pytest.fixture
+def nothing_goes_on(machine: Up) -> Iterator[None]:
+    """A run without an end that a failed test leaves would take a core from all tests after it."""
+    yield
+    for process in (*machine.flow_processes(), *machine.step_processes()):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.usefixtures("nothing_goes_on")
 def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_next_one_goes_on(
     machine: Up, chain_run: dict[str, Any], tiny_run: TinyRun
 ) -> None:
