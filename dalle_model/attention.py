@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle_model.causal_blocks import BlockCausalAttention
+from dalle_model.norms import rms_norm
 from dalle_model.sparse_attention import SparseLayout
 
 # Under this length torch's CPU kernel of scaled_dot_product_attention is 2-4 times slower, forward and backward,
@@ -33,7 +34,7 @@ class Norm(nn.Module):
         """[..., dim] -> the same shape and type."""
         gain = self.gain.to(x.dtype)
         if self.kind == "rms":
-            return F.rms_norm(x, gain.shape, gain, 1e-6)
+            return rms_norm(x, gain, 1e-6)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, gain.shape, gain, bias, 1e-6)
 

@@ -86,7 +86,7 @@ def quickstart() -> PipelineConfig:
         ),
         encode=EncodeConfig(text_vocab_size=2048, max_text_tokens=20),
         fit=FitConfig(
-            model=ModelConfig(dim=256, depth=6, heads=4),
+            model=ModelConfig(dim=256, depth=6, heads=4, norm="layer"),
             train=TrainConfig(
                 token_swap=0.15,
                 rarity=0.5,
@@ -204,7 +204,7 @@ def scenes() -> PipelineConfig:
         ),
         encode=EncodeConfig(text_vocab_size=300, max_text_tokens=24),
         fit=FitConfig(
-            model=ModelConfig(dim=192, depth=4, heads=6),
+            model=ModelConfig(dim=192, depth=4, heads=6, norm="layer"),
             train=TrainConfig(optim=optim),
             sampler=SamplerConfig(temperature=0.5, guidance=1.5),
         ),

