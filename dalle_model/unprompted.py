@@ -16,6 +16,7 @@ from dalle_model.dcgan import DcganGenerator
 from dalle_model.errors import DataError
 from dalle_model.gaussian_vae import GaussianVae
 from dalle_model.images import to_float
+from dalle_model.metrics import psnr
 from dalle_model.runtime import Runtime
 from dalle_model.tokenizers.dvae import PIXEL_EPS, logit_laplace_nll, map_pixels
 
@@ -104,3 +105,21 @@ def bits_per_pixel_bound(
     level = (1 - 2 * PIXEL_EPS) / 255
     per_value = nats / (len(images) * int(values)) - math.log(level)
     return 3 * per_value / math.log(2)
+
+
+def collapse(config: GeneratorConfig, reached: float, truth: Tensor) -> str:
+    """What to say of a VAE whose reconstructions are no closer to the pictures than their mean is; empty if they are.
+
+    ``reached``: mean PSNR in dB of the reconstructions of ``truth`` [n, 3, H, W] in [0, 1]. On grounds of one exact
+    value, as drawings have, the logit-Laplace density has no upper bound: the scale b shrinks there, its gradients
+    drown all others, and the latent is ignored.
+    """
+    floor = float(psnr(truth.mean(0, keepdim=True).expand_as(truth), truth).mean())
+    if reached > floor:
+        return ""
+    remedy = "train longer"
+    if config.loss == "logit_laplace":
+        remedy += ", or set generator.loss=l1_l2 and generator.kl_weight=0.1: on exactly white grounds logit_laplace has no bound"
+    elif config.kl_weight:
+        remedy += f", or lower generator.kl_weight {config.kl_weight:g}"
+    return f"the VAE reconstructs at {reached:.1f} dB, no better than the mean picture ({floor:.1f} dB): it has collapsed or hardly begun; {remedy}"

@@ -136,11 +136,21 @@ def _unprompted(generator: GeneratorConfig, family: Literal["vae", "gan"]) -> Pi
 
 
 def vae() -> PipelineConfig:
-    """A Gaussian VAE on the quick start's pictures, for comparison with it; it reads no prompt. Not measured yet."""
+    """A Gaussian VAE on the quick start's pictures, for comparison with it; it reads no prompt.
+
+    Hardware: 2 cores, one thread; 0.8 GB of memory.
+    Minutes there: 9 of training while other programs shared the cores (177 pictures a second).
+    Result: reconstructions of 21.2 dB (pictures not trained on: 19.4); drawings have the white ground, the outlines and
+    the colours of the pictures, and are blobs: nobody would name an object. Frechet distance on random features 0.028,
+    precision 0.91, recall 0.53, coverage 0.90 of 96 drawings. Measured once, on 2026-11-27 with torch 2.13 on Zen 4.
+
+    The loss is no likelihood. Under logit_laplace with kl_weight 1, 1,500 updates ended in white and grey
+    (9.4 dB, Frechet distance 0.68, precision 0): see ``unprompted.collapse``.
+    """
     optim = OptimConfig(
         steps=1500, batch_size=64, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_steps=50, ema=0.99
     )
-    return _unprompted(GeneratorConfig(kind="vae", width=32, optim=optim), "vae")
+    return _unprompted(GeneratorConfig(kind="vae", width=32, loss="l1_l2", kl_weight=0.1, optim=optim), "vae")
 
 
 def gan() -> PipelineConfig:

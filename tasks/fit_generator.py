@@ -17,6 +17,7 @@ from dalle_model.unprompted import (
     Generator,
     bits_per_pixel_bound,
     build_generator,
+    collapse,
     draw_pictures,
     generator_to_bytes,
     noise_of,
@@ -66,7 +67,11 @@ def work(job: Job) -> Outcome:
         "steps": result.steps,
         "trained_on": len(pictures.images),
         "final_loss": result.curve[-1]["loss"],
-        **(_measured(network, {"train": pictures, "valid": held}, runtime) if isinstance(network, GaussianVae) else {}),
+        **(
+            _measured(job, network, {"train": pictures, "valid": held}, runtime)
+            if isinstance(network, GaussianVae)
+            else {}
+        ),
     }
     facts = {
         "rows_per_s": result.rows_per_s,
@@ -77,7 +82,7 @@ def work(job: Job) -> Outcome:
 
 
 @torch.inference_mode()
-def _measured(network: GaussianVae, splits: dict[str, PictureSet], runtime: Runtime) -> dict[str, float]:
+def _measured(job: Job, network: GaussianVae, splits: dict[str, PictureSet], runtime: Runtime) -> dict[str, float]:
     out: dict[str, float] = {}
     for split, pictures in splits.items():
         if not len(pictures.images):
@@ -86,6 +91,8 @@ def _measured(network: GaussianVae, splits: dict[str, PictureSet], runtime: Runt
         truth = to_float(images)
         mean, _ = network.to(runtime.device).eval().encode(truth.to(runtime.device))
         out[f"psnr_{split}"] = float(psnr(network.decode(mean).float().cpu(), truth).mean())
+        if split == "train" and (said := collapse(network.config, out["psnr_train"], truth)):
+            job.log(said)
         if network.config.loss == "logit_laplace":
             out[f"bits_per_pixel_{split}"] = bits_per_pixel_bound(network, images, runtime)
     return {name: float(f"{value:.9g}") for name, value in out.items()}  # sums depend on the threads beyond that

@@ -19,6 +19,7 @@ from dalle_model.tokenizers.autoencoder import pictures_of
 from dalle_model.tokenizers.critic import adaptive_weight, hinge_critic, hinge_maker, last_layer_norms
 from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
+from dalle_model.unprompted import collapse
 
 KINDS = ("critic", "likelihood", "vae", "gan")
 
@@ -180,3 +181,13 @@ def test_vae_learns_and_its_loss_is_a_bound_per_value() -> None:
     images = torch.from_numpy(pictures()).float() / 255
     mean, _ = vae.encode(images)
     assert vae.decode(mean).shape == images.shape and vae.draw(torch.randn(2, 8)).shape == (2, 3, 16, 16)
+
+
+def test_vae_no_better_than_the_mean_picture_is_told_with_value_limit_and_remedy() -> None:
+    truth = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1).expand(2, 3, 8, 8)  # their mean is 0.25 away from each: 12.04 dB
+    likelihood = GeneratorConfig(kind="vae", image_px=8, downsampling=2, loss="logit_laplace", kl_weight=1)
+    said = collapse(likelihood, 9.4, truth)
+    assert "9.4 dB" in said and "12.0 dB" in said and "generator.loss=l1_l2" in said
+    assert collapse(likelihood, 12.1, truth) == ""
+    errors = likelihood.model_copy(update={"loss": "l1_l2", "kl_weight": 5.0})
+    assert "lower generator.kl_weight 5" in collapse(errors, 12.0, truth)
