@@ -142,7 +142,7 @@ def vae() -> PipelineConfig:
     Minutes there: 9 of training while other programs shared the cores (177 pictures a second).
     Result: reconstructions of 21.2 dB (pictures not trained on: 19.4); drawings have the white ground, the outlines and
     the colours of the pictures, and are blobs: nobody would name an object. Frechet distance on random features 0.028,
-    precision 0.91, recall 0.53, coverage 0.90 of 96 drawings. Measured once, on 2026-11-27 with torch 2.13 on Zen 4.
+    precision 0.91, recall 0.53, coverage 0.90 of 96 drawings. Measured once, on 2026-11-27 with torch 2.13 on Zen 3 (float32).
 
     The loss is no likelihood. Under logit_laplace with kl_weight 1, 1,500 updates ended in white and grey
     (9.4 dB, Frechet distance 0.68, precision 0): see ``unprompted.collapse``.
