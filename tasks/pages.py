@@ -249,16 +249,20 @@ def _cards(rows: Iterable[Mapping[str, Any]]) -> tuple[list[_Card], list[dict[st
 
 
 def report_html(data: ReportData) -> bytes:
-    """The evaluation report as one HTML file without scripts, for a reader who does not train models for a living."""
+    """The evaluation report as one HTML file without scripts, for a reader who does not train models for a living.
+
+    Its order is that of the reader's questions: what is it, is it better than the last, where does it fail, is it
+    copying; then all drawings, then curves and tables.
+    """
     curves = [(curve, svg) for curve in data.curves if (svg := curve_svg(curve))]
     funnels = [(funnel, _shares(funnel.stages)) for funnel in data.funnels if funnel.stages]
     sections = [
         ("headlines", "In short", data.headlines),
+        ("compared", "Better than the last?", data.compared),
+        ("worst", shown(data.worst.title) if data.worst else "", data.worst and data.worst.samples),
+        ("copying", "Is it copying?", data.neighbours),
         *((f"samples-{i}", shown(sheet.title), sheet.samples) for i, sheet in enumerate(data.sheets, 1)),
         ("heldout", shown(data.heldout.title) if data.heldout else "", data.heldout and data.heldout.samples),
-        ("worst", shown(data.worst.title) if data.worst else "", data.worst and data.worst.samples),
-        ("compared", "Better than the last?", data.compared),
-        ("copying", "Is it copying?", data.neighbours),
         ("curves", "How it learned", curves),
         ("funnel", "What it learned from", funnels),
         ("metrics", "All figures", data.metrics),

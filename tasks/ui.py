@@ -84,12 +84,16 @@ def publish(manifest: Manifest, store: Store, *, decision: str = "") -> None:
 
 
 def card_makers(manifest: Manifest) -> tuple["CardMaker", ...]:
-    """One function per thing that can be shown of an artifact; each returns None when there is nothing to show."""
+    """One function per thing that can be shown of an artifact; each returns None when there is nothing to show.
+
+    An evaluation is one card, in the order of its report: who asks what a model can do should not gather the answer.
+    """
+    if manifest.kind == "evaluation":
+        return (_evaluation_card,)
     return (
         _summary_card,
         _funnel_card,
         _curation_card,
-        _metrics_card,
         _curve_card,
         *map(_sheet_maker, _sheets(manifest)),
     )
@@ -116,6 +120,23 @@ def escaped(text: object) -> str:
 
 
 def _summary_card(manifest: Manifest, store: Store, decision: str) -> Card:
+    parts = [
+        f"## {escaped(words(manifest.step))}: {manifest.rows:,} rows",
+        escaped(_KINDS.get(manifest.kind, manifest.kind)),
+        _run_table(manifest, decision),
+    ]
+    if isinstance(manifest.stats.get("summary"), str):
+        parts.insert(2, escaped(manifest.stats["summary"]))
+    figures = _figures(manifest.stats)
+    if figures:
+        parts += ["### Figures", _table(("Figure", "Value"), figures, right=(1,))]
+    parts += ["### Objects", _table(("Role", "Objects", "Rows", "Size"), _objects(manifest), right=(1, 2, 3))]
+    parts += ["### Where it is", _where(manifest, store)]
+    return Card(key_of(manifest.step, "summary"), _description(manifest, decision), "\n\n".join(parts))
+
+
+def _run_table(manifest: Manifest, decision: str) -> str:
+    """What the run says of itself: why it ran, how large its result is, how long it took and on what."""
     facts = manifest.facts
     rows = [("Fingerprint", f"`{manifest.fingerprint[:12]}`")]
     if decision:
@@ -126,24 +147,18 @@ def _summary_card(manifest: Manifest, store: Store, decision: str) -> Card:
     shown_facts = [name for name in ("seconds", "device", "dtype", "host") if name in facts]
     rows += [(name.capitalize(), escaped(_plain(facts[name]))) for name in shown_facts]
     rows += [(f"Input {escaped(i.name)}", f"{escaped(i.step)} `{i.fingerprint[:12]}`") for i in manifest.inputs]
-    parts = [
-        f"## {escaped(words(manifest.step))}: {manifest.rows:,} rows",
-        escaped(_KINDS.get(manifest.kind, manifest.kind)),
-        _table(rows[0], rows[1:]),
-    ]
-    if isinstance(manifest.stats.get("summary"), str):
-        parts.insert(2, escaped(manifest.stats["summary"]))
-    figures = _figures(manifest.stats)
-    if figures and manifest.kind != "evaluation":  # an evaluation has a card of its own for them
-        parts += ["### Figures", _table(("Figure", "Value"), figures, right=(1,))]
-    parts += ["### Objects", _table(("Role", "Objects", "Rows", "Size"), _objects(manifest), right=(1, 2, 3))]
-    looked_at = [o for role in ("gallery", "report", "sheet") for o in manifest.objects_of(role)]
+    return _table(rows[0], rows[1:])
+
+
+def _where(manifest: Manifest, store: Store) -> str:
+    looked_at = [o for role in ("gallery", "report") for o in manifest.objects_of(role)] + _sheets(manifest)
     where = [(o.role, store.url(o.key)) for o in looked_at]
-    where.append(("manifest", store.manifest_uri(manifest.step, manifest.fingerprint)))
-    parts += ["### Where it is", _paths(where)]
+    return _paths([*where, ("manifest", store.manifest_uri(manifest.step, manifest.fingerprint))])
+
+
+def _description(manifest: Manifest, decision: str) -> str:
     how = "reused" if decision.startswith("reused") else "done"
-    description = f"{words(manifest.step)} {how}: {manifest.rows:,} rows, {manifest.fingerprint[:12]}"
-    return Card(key_of(manifest.step, "summary"), description, "\n\n".join(parts))
+    return f"{words(manifest.step)} {how}: {manifest.rows:,} rows, {manifest.fingerprint[:12]}"
 
 
 def _funnel_card(manifest: Manifest, store: Store, decision: str) -> Card | None:
@@ -191,10 +206,33 @@ def _curation_card(manifest: Manifest, store: Store, decision: str) -> Card | No
     return Card(key_of(manifest.step, "report"), f"{len(told)} things were not checked", "\n\n".join(parts))
 
 
-def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | None:
+def _evaluation_card(manifest: Manifest, store: Store, decision: str) -> Card:
+    """What the model is and whether it is better than the last, its drawings, then figures, protocol and the run."""
+    parts = ["## What the model can do"]
+    if isinstance(manifest.stats.get("summary"), str):
+        parts.append(escaped(manifest.stats["summary"]))
+    parts += [_sheet_in(store, obj) for obj in _sheets(manifest)]
+    if manifest.objects_of("report"):
+        parts.append("Where it fails, what it copies and every picture: the report below is one file for a browser.")
+    parts.append(_where(manifest, store))
+    parts += _figures_and_protocol(manifest, store)
+    parts += ["### The run", _run_table(manifest, decision)]
+    return Card(key_of(manifest.step, "report"), _description(manifest, decision), "\n\n".join(parts))
+
+
+def _sheet_in(store: Store, obj: ObjectRef) -> str:
+    """A sheet within a card. One that is damaged costs its own place, not the figures beside it."""
+    title = escaped(_SHEETS.get(obj.role, words(obj.role)))
+    try:
+        return f"![{title}]({data_uri(small_picture(store.read(obj)))})"
+    except Exception as error:
+        return f"{title}: the picture cannot be shown, {escaped(f'{type(error).__name__}: {error}')}"
+
+
+def _figures_and_protocol(manifest: Manifest, store: Store) -> list[str]:
     found = manifest.objects_of("metrics")
     if not found:
-        return None
+        return []
     document = json.loads(store.read(found[0]))
     figures = {
         name: value for name, value in document.get("metrics", document).items() if isinstance(value, int | float)
@@ -202,21 +240,12 @@ def _metrics_card(manifest: Manifest, store: Store, decision: str) -> Card | Non
     rows = [
         (escaped(m.name), _with_interval(m), escaped(m.better or "–"), escaped(m.meaning)) for m in metrics_of(figures)
     ]
-    parts = ["## What the model can do"]
-    if isinstance(manifest.stats.get("summary"), str):
-        parts.append(escaped(manifest.stats["summary"]))
-    parts.append(_table(("Figure", "Value", "Better is", "What it means"), rows, right=(1,)))
+    parts = ["### All figures", _table(("Figure", "Value", "Better is", "What it means"), rows, right=(1,))]
     protocol = document.get("protocol")
     if isinstance(protocol, Mapping):
         told = [(escaped(words(name)), escaped(_plain(value))) for name, value in _flat(protocol)]
         parts += ["### How it was measured", _table(("What", "How"), told)]
-    reports = [("report", store.url(o.key)) for o in manifest.objects_of("report")]
-    if reports:
-        parts += [
-            "The whole report, with pictures and explanations, is one file to open in a browser:",
-            _paths(reports),
-        ]
-    return Card(key_of(manifest.step, "metrics"), f"{len(rows)} figures", "\n\n".join(parts))
+    return parts
 
 
 def _with_interval(metric: Metric) -> str:

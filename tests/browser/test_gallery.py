@@ -147,6 +147,19 @@ def test_hostile_prompts_are_text_and_nothing_runs(visit):
     keep_screenshot(page, "gallery-hostile")
 
 
+def test_the_report_answers_its_readers_questions_from_top_to_bottom(browser, report):
+    visit = Visit(browser, report, width=1280)
+    top = "(all) => all.map((one) => [one.id, one.getBoundingClientRect().top])"
+    tops = dict(visit.page.locator("section").evaluate_all(top))
+    asked = ["headlines", "compared", "worst", "copying", "samples-1", "curves", "metrics", "lineage"]
+    assert sorted(asked, key=tops.__getitem__) == asked
+    assert visit.page.locator("#worst .caption").text_content() == HOSTILE[0]
+    assert visit.page.evaluate("typeof window.hacked") == "undefined"
+    assert visit.complaints == []
+    keep_screenshot(visit.page, "report-whole", full_page=True)
+    visit.page.close()
+
+
 @pytest.mark.parametrize("name", ["gallery", "report"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])

@@ -29,8 +29,7 @@ SHOWN = (  # what a person looks at, by artifact key
     "fit-tokenizer-curve",
     "fit-tokenizer-sheet-reconstructions",
     "fit-curve",
-    "evaluate-metrics",
-    "evaluate-sheet-samples",
+    "evaluate-report",
     "generate-summary",
     "generate-sheet-samples",
 )
@@ -61,10 +60,10 @@ def test_a_deployment_of_the_chain_completes_and_commits_what_the_plain_chain_co
 def test_a_run_shows_funnel_sheets_curves_and_report(machine: Up, chain_run: dict[str, Any]) -> None:
     shown = machine.artifacts(chain_run["id"])
     assert [key for key in SHOWN if key not in shown] == []
-    for key in ("curate-sheet-kept", "fit-tokenizer-sheet-reconstructions", "evaluate-sheet-samples", "fit-curve"):
+    for key in ("curate-sheet-kept", "fit-tokenizer-sheet-reconstructions", "evaluate-report", "fit-curve"):
         assert "data:image/" in shown[key], f"{key} has no picture"
     assert "Rows left" in shown["curate-funnel"]
-    assert "report" in shown["evaluate-metrics"]
+    assert "report" in shown["evaluate-report"]
 
 
 def test_a_second_run_makes_nothing_again(machine: Up, chain_run: dict[str, Any]) -> None:

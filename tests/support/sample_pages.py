@@ -10,7 +10,19 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from tasks.curves import Curve, Series
-from tasks.pages import Ancestor, Funnel, Headline, Metric, Neighbour, Picture, ReportData, Sample, Sheet
+from tasks.pages import (
+    Ancestor,
+    Compared,
+    ComparedFigure,
+    Funnel,
+    Headline,
+    Metric,
+    Neighbour,
+    Picture,
+    ReportData,
+    Sample,
+    Sheet,
+)
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -94,6 +106,10 @@ def report_data(caption: str = "a red circle") -> ReportData:
         sheets=(sheet,),
         heldout=Sheet("Combinations it has never seen", "", (sample,)),
         worst=Sheet("Where it fails", "", (Sample(caption, (Picture("drawn", blue),), recognised=False),)),
+        compared=Compared(
+            "better in recognisability",
+            (ComparedFigure("recognisability", 0.7, 0.74, 0.04, 0.01, 0.07, 100, 9, 1, 0.021, "better", True),),
+        ),
         neighbours=(Neighbour(caption, red, blue, caption, 0.25, copied=False),),
         curves=(
             Curve("Loss", (Series("image train", loss), Series("image valid", loss)), (("ln 4096", 8.3178),), "nats"),

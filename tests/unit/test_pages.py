@@ -178,7 +178,14 @@ def test_every_section_of_a_full_report_is_reached_from_its_head():
     walk = Walk(report_html(report_data()))
     sections = [a["id"] for t, a in walk.tags if t == "section"]
     assert [a["href"] for t, a in walk.tags if t == "a"] == [f"#{name}" for name in sections]
-    assert len(sections) == len(set(sections)) == 10
+    assert len(sections) == len(set(sections)) == 11
+
+
+def test_a_report_answers_in_the_order_of_a_readers_questions_and_tables_come_last():
+    sections = [a["id"] for t, a in Walk(report_html(report_data())).tags if t == "section"]
+    assert sections[:4] == ["headlines", "compared", "worst", "copying"]
+    assert sections[4:6] == ["samples-1", "heldout"]
+    assert sections.index("metrics") > sections.index("funnel") > sections.index("curves") > 5
 
 
 def test_long_sheets_are_folded_and_lose_no_sample():

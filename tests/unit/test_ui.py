@@ -90,7 +90,7 @@ def test_a_trained_artifact_shows_its_curve_as_a_picture(store):
     assert embedded and Image.open(io.BytesIO(base64.b64decode(embedded[1]))).width > 800
 
 
-def test_an_evaluation_shows_its_figures_with_intervals_and_where_the_report_is(store):
+def test_an_evaluation_is_one_card_with_summary_drawings_report_and_figures_with_intervals(store):
     figures = {
         "recognisability": 0.74,
         "recognisability_low": 0.65,
@@ -101,13 +101,28 @@ def test_an_evaluation_shows_its_figures_with_intervals_and_where_the_report_is(
     objects = (
         store.put(json.dumps(document).encode(), ext="json", role="metrics"),
         store.put(b"<html>", ext="html", role="report"),
+        store.put(picture("red", "ring"), ext="png", role="sheet.samples"),
     )
-    markdown = cards(manifest(*objects, step="evaluate", kind="evaluation"), store)["evaluate-metrics"].markdown
-    text = MarkdownIt("commonmark").enable("table").render(markdown)
+    evaluation = manifest(*objects, step="evaluate", kind="evaluation", stats={"summary": "It draws <b>rings</b>."})
+    shown = cards(evaluation, store)
+    assert set(shown) == {"evaluate-report"}
+    text = MarkdownIt("commonmark").enable("table").render(shown["evaluate-report"].markdown)
+    assert "It draws &lt;b&gt;rings&lt;/b&gt;." in text
+    order = ("It draws", "data:image/png", store.url(objects[1].key), "All figures", "How it was measured", "The run")
+    assert [text.count(part) for part in order] == [1] * len(order)
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert "<td>recognisability</td>" in text and "0.74 [0.65, 0.82]" in text
     assert "<td>loss image, validation</td>" in text and "4.123 nats" in text
     assert "<td>sampler: top k</td>" in text
     assert store.url(objects[1].key) in text
+
+
+def test_a_damaged_sheet_costs_an_evaluation_its_picture_and_not_its_figures(store):
+    metrics = store.put(json.dumps({"metrics": {"recognisability": 0.74}}).encode(), ext="json", role="metrics")
+    damaged = store.put(b"no picture", ext="png", role="sheet.samples")
+    shown = cards(manifest(metrics, damaged, step="evaluate", kind="evaluation"), store)["evaluate-report"].markdown
+    assert "cannot be shown" in shown and "data:" not in shown
+    assert "| recognisability | 0\\.74 |" in shown
 
 
 @pytest.mark.parametrize("text", HOSTILE)
