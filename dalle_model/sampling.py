@@ -155,6 +155,7 @@ class _Wave:
             self.tokens[:, : self.start] = torch.tensor([r.given for r in requests])
         self.vocab = shape.image_vocab
         self.block = torch.empty(0)
+        self.passes = 0
         on = sampler.guidance != 1.0
         self.guided_from = max(self.start, sampler.guidance_from) if on else self.end
         self.guided_to = (sampler.guidance_to or self.end) if on else 0
@@ -188,7 +189,7 @@ class _Wave:
             stop = self.guided_to if guided else self.guided_from if place < self.guided_from else self.end
             stop = min(stop, self.end)
             logits = ahead.decide(logits if guided else logits[:1], place, stop)
-            place = stop
+            place, self.passes = stop, ahead.passes
         drawn: NDArray[np.uint16] = self.tokens.numpy().astype(np.uint16)
         return drawn
 

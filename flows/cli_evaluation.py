@@ -101,6 +101,38 @@ def compare(
     emit(as_json, *comparison.compare_models(settings, first, second, config, out))
 
 
+@app.command()
+def compress(
+    model: Ref,
+    kind: Annotated[
+        str, typer.Option("--weights", metavar="int8|half", help="The smaller weights that are tried.")
+    ] = "int8",
+    margin: Annotated[
+        float, typer.Option("--margin", min=0, max=1, help="Loss of a figure, a share of 0 to 1, that is put up with.")
+    ] = 0.1,
+    sets: Sets = None,
+    store: Store = DEFAULT_STORE,
+    preset: Preset = "quickstart",
+    out: Out = Path("outputs/compress"),
+    device: Device = "auto",
+    deadline: Deadline = 0.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Are a model's pictures as good with **smaller weights**? Exit code 1 unless the pairs show it.
+
+    Evaluates the model with both kinds where that was not done, and keeps the decision under the name KIND-MODEL.
+    """
+    from flows import commands, compression
+
+    settings = settings_of(store, device, deadline)
+    config = commands.preset_config(preset, sets or []).evaluate
+    payload, lines = compression.compress(settings, model, config, kind, margin, out)
+    emit(as_json, payload, lines)
+    if not payload["accepted"]:
+        raise typer.Exit(1)
+
+
 @app.command("cross-validate")
 def cross_validate(
     preset: Annotated[str, typer.Argument(help="Name of a preset; `dalle presets` lists them.")],

@@ -109,8 +109,10 @@ def set_ref(store: "Store", name: str, manifest: Manifest, note: str, expect: st
             )
         if old is None:
             return RefValue(name=name, current=target, history=(target,))
-        if old.fingerprint == target.fingerprint:
+        if old.fingerprint == target.fingerprint and note in ("", old.current.note):
             return old
+        if old.fingerprint == target.fingerprint:  # another word on the same artifact: nothing to go back to
+            return old.model_copy(update={"current": target, "history": (*old.history, target)[-_MAX_HISTORY:]})
         return RefValue(
             name=name,
             current=target,

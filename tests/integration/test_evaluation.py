@@ -11,6 +11,7 @@ from support.tiny import TinyRun, command_sets, quietly, tiny_config
 
 from dalle_model.errors import PromotionRefused, UsageError
 from flows.comparison import promote, reproduce_figures
+from flows.compression import compress
 from flows.cross_validation import summarise
 from tasks.comparison import compare
 from tasks.findings import values_of
@@ -170,3 +171,21 @@ def test_folds_are_summarised_by_mean_and_spread() -> None:
     told = summarise([{"a": 1.0, "a_low": 0.0, "b": 3.0}, {"a": 2.0, "a_low": 0.0}, {"a": 6.0}])
     assert list(told) == ["a"] and told["a"]["mean"] == 3.0
     assert told["a"]["sd"] == pytest.approx(7**0.5) and told["a"]["se"] == pytest.approx((7 / 3) ** 0.5)
+
+
+def test_smaller_weights_are_accepted_or_refused_by_pairs_and_the_decision_is_kept(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    settings = Settings(store=str(tiny_run.copy(tmp_path / "artifacts", before="generate")))
+    model, config = tiny_run.manifest("fit").fingerprint, tiny_config("evaluate.num_captions=12", "evaluate.num_heldout=8").evaluate  # fmt: skip
+    payload, lines = compress(settings, model, config, "int8", 0.9, tmp_path / "out")
+    assert payload["accepted"] and "generate.weights=int8" in payload["use"] and payload["use"] in lines[-1]
+    store = Store.open(settings.store)
+    kept = store.read_ref(f"int8-{model[:12]}")
+    assert kept is not None and kept.current.note == payload["sentence"]
+    evaluation = store.resolve(f"int8-{model[:12]}")
+    assert evaluation.config["config"]["sampler"]["weights"] == "int8" and evaluation.inputs[0].fingerprint == model
+    refused, _ = compress(settings, model, config, "int8", 0.01, tmp_path / "out")  # both evaluations are there
+    assert not refused["accepted"] and refused["use"] == "" and "12 pairs" in refused["sentence"]
+    after = store.read_ref(f"int8-{model[:12]}")
+    assert after is not None and after.current.note == refused["sentence"]
