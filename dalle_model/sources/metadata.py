@@ -134,9 +134,17 @@ def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
     # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter)
+    at_end = False
+
+    def lines() -> Iterator[str]:
+        nonlocal at_end
+        yield from text
+        at_end = True
+
+    reader = csv.reader(lines(), delimiter=delimiter)
     header: list[str] | None = None
     while True:
+        first = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
@@ -144,6 +152,10 @@ def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:
         except csv.Error as error:
             yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {error}"))
             continue
+        if at_end:  # more lines were asked for inside a row: the csv module would take all that follows for one cell
+            words = f"a quote that opens in line {first} is never closed, so the lines to {reader.line_num} are one cell; close it"
+            yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {words}"))
+            return
         if not cells:
             continue
         if header is None and not any(cell.startswith(("http://", "https://")) for cell in cells):

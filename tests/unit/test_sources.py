@@ -238,6 +238,19 @@ def test_csv_rubbish_is_one_row_per_record(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_a_csv_quote_that_is_never_closed_is_told_and_swallows_no_rows_silently(tmp_path: Path, last: str) -> None:
+    path = tmp_path / "metadata.csv"
+    path.write_text(f'file_name,text\n0.png,"two\nlines"\n1.png,"open\n2.png,b\n3.png,c{last}')
+    records = [line.record for line in read_lines(path)]
+    assert records[0] == {"file_name": "0.png", "text": "two\nlines"}
+    assert isinstance(records[1], Refused)
+    assert "opens in line 4" in records[1].detail and "to 6" in records[1].detail
+    assert len(records) == 2
+    path.write_text(f'file_name,text\n1.png,"closed"{last}')
+    assert [line.record for line in read_lines(path)] == [{"file_name": "1.png", "text": "closed"}]
+
+
 def test_an_endless_csv_cell_is_cut_at_the_line_limit(tmp_path: Path) -> None:
     path = tmp_path / "metadata.csv"
     path.write_bytes(b'file_name,text\n1.png,"never closed ' + b"x" * (3 * MAX_LINE_BYTES) + b"\n2.png,after\n")
