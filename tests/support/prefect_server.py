@@ -21,6 +21,7 @@ from support.processes import DALLE, command_of, marked, marked_environment
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 START_S = 240.0  # about 20 s on a quiet machine with two cores
 RUN_S = 300.0
+BUSY_S = 60.0
 
 
 def free_port() -> int:
@@ -135,11 +136,16 @@ class Up:
         request = urllib.request.Request(
             f"{self.url}/api{path}", data=data, headers={"content-type": "application/json"}, method=method or None
         )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return json.loads(response.read() or b"null")
-        except urllib.error.HTTPError as error:
-            raise Refused(error.read().decode()) from None
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return json.loads(response.read() or b"null")
+            except urllib.error.HTTPError as error:
+                words = error.read().decode()
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise Refused(words) from None
+            time.sleep(0.5)  # its database is locked; Prefect's own client asks again, too
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by ``flow/name``."""
