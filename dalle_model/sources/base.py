@@ -116,7 +116,7 @@ class Inside:
         if not name or "\0" in name:
             return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
         try:
-            os.fsencode(name)
+            name.isascii() or os.fsencode(name)
         except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by
             return Refused(Reason.BAD_METADATA, "file_name holds a lone surrogate, as no name of a file does")
         if isinstance(folder, Remote):

@@ -80,8 +80,9 @@ class ImageFolder:
         if not self._root.is_dir():
             raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
         self._column = caption_column
+        named = (p for p in files_below(self._root, hidden=False) if str(p).endswith(METADATA_NAMES))
         self._metadata = [
-            p for p in walk(self._root, hidden=False) if p.name in METADATA_NAMES and not p.is_symlink() and p.is_file()
+            p for p in map(_path, named) if p.name in METADATA_NAMES and not p.is_symlink() and p.is_file()
         ]
         if not self._metadata and not any(self._captioned(p) for p in walk(self._root, hidden=False)):
             raise SourceError(
@@ -101,13 +102,13 @@ class ImageFolder:
     def _all_rows(self) -> Iterator[Row]:
         named, inside_root = array("Q"), Inside(self._root)
         for metadata in self._metadata:
-            where = metadata.relative_to(self._root).as_posix()
+            where, folder = metadata.relative_to(self._root).as_posix(), metadata.parent
             for line in read_lines(metadata):
                 if isinstance(line.record, Refused):
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
                 place = f"{where}#{line.number}"
-                row, paths = row_of(line.record, self._root, metadata.parent, place, self._column, inside_root)
+                row, paths = row_of(line.record, self._root, folder, place, self._column, inside_root)
                 named.extend(_number(path) for path in paths)
                 yield row
         yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
@@ -121,7 +122,7 @@ class ImageFolder:
             known = named[at] == numbers if len(named) else np.zeros(len(some), np.bool_)
             for found_path, is_named in zip(some, known.tolist(), strict=True):
                 if not is_named:
-                    path = Path(found_path) if isinstance(found_path, str) else found_path
+                    path = _path(found_path)
                     key = path.relative_to(self._root).as_posix()
                     yield Row(key, self._text_beside(path), inside(self._root, path.parent, path.name))
 
@@ -158,6 +159,10 @@ def row_of(
     if isinstance(image, Refused) or str(image) == str(written):
         return row, [written]
     return row, [written, image]
+
+
+def _path(path: str | Remote) -> AnyPath:
+    return Path(path) if isinstance(path, str) else path
 
 
 def _is_picture(path: str | Remote) -> bool:
