@@ -226,19 +226,19 @@ class CurateConfig(Section):
         1.0,
         ge=0,
         le=1,
-        description="Blur at most, 0 sharp to 1, 1 = off; measured on the stored picture, so a picture that was scaled down looks sharp.",
+        description="Blur at most, 0 sharp to 1, 1 = off; measured on the stored picture, so a picture that was scaled down looks sharp. 0.5 suits photographs.",
     )
     max_text_share: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of the picture in lines of upright print at most, 1 = off. 0.02 finds captions burnt into photographs of 128 px or more; of drawings it takes many without any text.",
+        description="Share of the picture in lines of upright print at most, 1 = off. 0.01 finds nine of ten captions burnt into photographs and takes one clean one of thirty; of drawings it takes many without any text.",
     )
     max_watermark: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Repetition of fine detail at most, 1 = off. 0.5 parts photographs with a tiled mark from those without; patterns and stripes score high too.",
+        description="Repetition of fine detail at most, 1 = off. 0.2 finds a tiled mark at 70 % on nearly every photograph and at 40 % on two of three, and takes one clean one of twenty; patterns and stripes score high too.",
     )
     nsfw_model: str = Field(
         "",
