@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -113,29 +114,15 @@ class Inside:
 
     def __call__(self, folder: AnyPath, name: str) -> AnyPath | Refused:
         """The file ``name`` in ``folder``, or why it may not be read."""
-        if not name or "\0" in name:
-            return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
-        try:
-            name.isascii() or os.fsencode(name)
-        except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by
-            return Refused(Reason.BAD_METADATA, "file_name holds a lone surrogate, as no name of a file does")
-        if isinstance(folder, Remote):
-            found = folder / name
-            return found if found.is_relative_to(self._root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
-        # A loop of links or a name that is too long stays in the path, and reading it says so.
-        written = os.path.join(folder, name)
-        above, last = os.path.split(written)
-        real, links = self._resolved(above)
-        if links is None or last in links or last in ("", ".", ".."):
-            path = os.path.realpath(written)
-        else:
-            path = os.path.join(real, last)
-        if not _below(str(self._root), path) and path != str(self._root):
-            return Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
-        return Path(path)
+        if not isinstance(folder, Remote) and _unusable(name) is None:
+            above, last = os.path.split(os.path.join(folder, name))
+            real, links = self._resolved(above)
+            if links is not None and last not in links and last not in ("", ".", ".."):
+                return _within(self._root, os.path.join(real, last))
+        return inside(self._root, folder, name)
 
     def _resolved(self, folder: str) -> tuple[str, frozenset[str] | None]:
-        """A folder without links on its way, and the names of the links in it; None when it cannot be listed.
+        """A folder without links on its way, and the names of the links in it; None when it is not to be listed.
 
         One listing says of all files what a system call for each would: those make the threads of a process wait.
         """
@@ -143,18 +130,38 @@ class Inside:
             if len(self._folders) >= _FOLDERS:
                 self._folders.clear()
             real = os.path.realpath(folder)
-            try:
-                with os.scandir(real) as entries:
+            found = real, None
+            if isinstance(_within(self._root, real), Path):
+                with suppress(OSError), os.scandir(real) as entries:
                     found = real, frozenset(entry.name for entry in entries if entry.is_symlink())
-            except OSError:
-                found = real, None
             self._folders[folder] = found
         return found
 
 
 def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
-    """``Inside`` for one file."""
-    return Inside(root)(folder, name)
+    """``Inside`` for one file: lists no folder, and asks the system about each part of the path."""
+    if refused := _unusable(name):
+        return refused
+    if isinstance(folder, Remote):
+        found = folder / name
+        return found if found.is_relative_to(root) else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+    # A loop of links or a name that is too long stays in the path, and reading it says so.
+    return _within(root, os.path.realpath(os.path.join(folder, name)))
+
+
+def _within(root: AnyPath, path: str) -> Path | Refused:
+    within = _below(str(root), path) or path == str(root)
+    return Path(path) if within else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+
+
+def _unusable(name: str) -> Refused | None:
+    if not name or "\0" in name:
+        return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+    try:
+        name.isascii() or os.fsencode(name)
+    except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by
+        return Refused(Reason.BAD_METADATA, "file_name holds a lone surrogate, as no name of a file does")
+    return None
 
 
 def walk(root: AnyPath, *, hidden: bool) -> Iterator[Any]:

@@ -97,6 +97,36 @@ def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -
         os.chdir(here)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_is_listed_a_few_times_and_not_once_for_each_of_its_pictures(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(60):
+        (tmp_path / f"{n:02d}.png").write_bytes(PNG)
+        (tmp_path / f"{n:02d}.txt").write_text("a red heart")
+    if named:
+        lines = (json.dumps({"file_name": f"{n:02d}.png", "text": "a red heart"}) for n in range(60))
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    listed: list[object] = []
+    plain = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), plain(path))[1])
+    source = ImageFolder(str(tmp_path))
+    source.identity()
+    assert len(list(source.rows(0))) == 60
+    assert len(listed) <= 6
+
+
+def test_no_folder_outside_of_the_source_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "set", {"1.png": PNG}, [{"file_name": "../1.png", "text": "a"}])
+    listed: list[str] = []
+    plain = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), plain(path))[1])
+    outcomes = [row.image for row in ImageFolder(str(folder)).rows(0)]
+    assert isinstance(outcomes[0], Refused)
+    assert outcomes[0].reason == Reason.OUTSIDE_SOURCE
+    assert {os.path.realpath(path) for path in listed} == {os.path.realpath(folder)}
+
+
 def test_nested_folders_each_have_their_metadata(tmp_path: Path) -> None:
     write_folder(
         tmp_path,
