@@ -100,21 +100,21 @@ class Manifest(_Value):
         """Parse and verify. Raises CorruptObject when the text is damaged or its hash differs, DataError when the schema is newer."""
         try:
             envelope = json.loads(data)
-            version = envelope["body"]["schema_version"]
+            body, recorded = envelope["body"], envelope["sha256"]
+            found = hashlib.sha256(canonical_json(body)).hexdigest()
+            # Before anything in it is believed: a flipped bit may also be in the number of the schema.
+            if found != recorded:
+                raise CorruptObject(f"{where} hashes to {found[:12]}, but records {str(recorded)[:12]}; it was altered")
+            version = body["schema_version"]
             if version != MANIFEST_SCHEMA:
                 raise DataError(
                     f"{where} has manifest schema {version}; this program reads {MANIFEST_SCHEMA}. Use the release that wrote it"
                 )
-            manifest = cls(**envelope["body"], facts=envelope["facts"])
+            return cls(**body, facts=envelope["facts"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptObject(
                 f"{where} is not a readable manifest ({type(error).__name__}); run `dalle verify` and restore it from a backup"
             ) from error
-        if manifest.sha256 != envelope.get("sha256"):
-            raise CorruptObject(
-                f"{where} hashes to {manifest.sha256[:12]}, but records {str(envelope.get('sha256'))[:12]}; it was altered"
-            )
-        return manifest
 
     def ref(self, uri: str) -> ArtifactRef:
         """The reference under which other steps know this artifact."""

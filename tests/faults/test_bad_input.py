@@ -89,7 +89,9 @@ class _PeakOfChildren:
         while not self._over.wait(0.01):
             for child in psutil.Process().children():
                 try:
-                    self.bytes = max(self.bytes, child.memory_info().rss)
+                    # A child that is not yet the decoder's program still has the memory of the process that started it.
+                    if "dalle_model.decode_child" in child.cmdline():
+                        self.bytes = max(self.bytes, child.memory_info().rss)
                 except psutil.Error:
                     continue
 
