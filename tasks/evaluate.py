@@ -30,6 +30,7 @@ from tasks.copies import CopyDetector, Nearest
 from tasks.drawing import Painter, load_painter
 from tasks.drawn import Drawn, Easel, Stopwatch, Timed, sheet
 from tasks.evaluation_report import Evidence, report
+from tasks.examples import ROLE, examples_table
 from tasks.findings import Findings, Record
 from tasks.fit_dalle import read_tokens
 from tasks.fit_tokenizer import spread
@@ -102,6 +103,7 @@ def work(job: Job) -> Outcome:
         _drawings(job, subject, [train, held], copies),
         job.put(sheet(train, held), ext="png", role="sheet.samples"),
         job.put(report_html(data), ext="html", role="report"),
+        job.put(examples_table(data), ext="parquet", role=ROLE),
         *judge_objects,
     )
     told = f"{data.summary} Against the model before: {data.compared.sentence}." if data.compared else data.summary

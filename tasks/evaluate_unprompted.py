@@ -17,6 +17,7 @@ from tasks import measures
 from tasks.artifacts import Manifest
 from tasks.copies import CopyDetector, Nearest
 from tasks.curves import curves_of
+from tasks.examples import ROLE, examples_table
 from tasks.figures import metrics_of
 from tasks.findings import Findings, Record
 from tasks.fit_tokenizer import spread
@@ -62,13 +63,13 @@ def work(job: Job) -> Outcome:
     for name in _OF_THE_MODEL:
         if name in model.stats:
             found.add(name, model.stats[name], None, "as training measured it", n=int(model.stats["trained_on"]))
+    data = _report(job, model, curated, found, made, truth, training, copies)
     objects = (
         job.put(json.dumps(found.document(), sort_keys=True, indent=1).encode(), ext="json", role="metrics"),
         job.put(found.table(), ext="parquet", role="values"),
         job.put(_sheet(made, truth), ext="png", role="sheet.samples"),
-        job.put(
-            report_html(_report(job, model, curated, found, made, truth, training, copies)), ext="html", role="report"
-        ),
+        job.put(report_html(data), ext="html", role="report"),
+        job.put(examples_table(data), ext="parquet", role=ROLE),
     )
     return Outcome(objects, len(made), found.figures)
 

@@ -1,7 +1,7 @@
 """What each figure means in plain words, its unit, and which way is better. The report and the Prefect UI ask here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tasks.pages import Better, Metric
@@ -174,8 +174,22 @@ def metrics_of(
 
     ``previous`` has the same figures of the model before. Names that are not known are shown without an explanation.
     """
-    bounds = {name for x in figures for name in (f"{x}_low", f"{x}_high")} & figures.keys()
+    bounds = _bounds(figures)
     return tuple(_metric(name, figures, previous or {}, records or {}) for name in figures if name not in bounds)
+
+
+def figures_by_split(figures: Mapping[str, float]) -> dict[str, tuple[Metric, ...]]:
+    """The same rows under the split that they are of (``training`` for all that name none), without it in their names."""
+    groups: dict[str, list[Metric]] = {"training": []}
+    bounds = _bounds(figures)
+    for name in figures:
+        if name not in bounds:
+            base, split = _parted(name)
+            metric = _metric(name, figures, {}, {})
+            groups.setdefault(split or "training", []).append(
+                replace(metric, name=base.replace("_", " "), meaning=_known(name)[0].meaning)
+            )
+    return {split: tuple(metrics) for split, metrics in groups.items() if metrics}
 
 
 def better_of(name: str) -> Literal["higher", "lower"] | None:
@@ -186,10 +200,20 @@ def better_of(name: str) -> Literal["higher", "lower"] | None:
 
 def spoken(name: str) -> str:
     """A figure's name in words: ``agreement_heldout`` -> agreement, new combinations."""
+    base, where = _parted(name)
+    return base.replace("_", " ") + (f", {where}" if where else "")
+
+
+def _bounds(figures: Mapping[str, float]) -> set[str]:
+    """The names that are the ends of another figure's interval."""
+    return {name for x in figures for name in (f"{x}_low", f"{x}_high")} & figures.keys()
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A figure's name without its split, and the split in words, empty where there is none."""
     _, split = _known(name)
     base = name.removesuffix(f"_{split}") if split else name
-    where = _SPLITS.get(split, ("", ""))[0]
-    return base.replace("_", " ") + (f", {where}" if where else "")
+    return base, _SPLITS.get(split, ("", ""))[0]
 
 
 def _known(name: str) -> tuple[_Known, str]:

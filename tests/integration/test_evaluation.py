@@ -14,6 +14,7 @@ from flows.comparison import promote, reproduce_figures
 from flows.compression import compress
 from flows.cross_validation import summarise
 from tasks.comparison import compare
+from tasks.evaluation_card import evaluation_card
 from tasks.findings import values_of
 from tasks.plain import bind
 from tasks.settings import Settings
@@ -49,6 +50,16 @@ def evaluations(store: str, *models: str) -> list[str]:
         if not m.config["outside"] and not m.config["config"]["baseline"]
     }
     return [found[model] for model in models]
+
+
+def test_a_cell_of_an_evaluation_is_never_too_long_for_a_ui_that_breaks_none(tiny_run: TinyRun) -> None:
+    """The older UI: 728 px of text in a window of 1,300 px, about 7 px a letter and 24 px around each cell."""
+    markdown = evaluation_card(tiny_run.manifest("evaluate"), tiny_run.store, "made").markdown
+    lines = [line.replace("\\", "") for line in markdown.splitlines() if line.startswith("|") and "---" not in line]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len([row for row in cells if len(row) == 4]) > 40, "figures"
+    for row in cells:
+        assert sum(7 * len(cell) + 24 for cell in row) < 728, row
 
 
 def test_the_model_trained_longer_is_better_and_says_on_what(two: tuple[str, str, str], tmp_path: Path) -> None:

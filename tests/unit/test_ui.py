@@ -14,8 +14,11 @@ from PIL import Image
 from support.sample_pages import HOSTILE, picture
 
 from tasks.artifacts import Manifest, ObjectRef
+from tasks.examples import examples_table, read_examples
+from tasks.markdown import MAX_PICTURE_BYTES, Card, escaped, key_of, small_picture
+from tasks.pages import Neighbour, Picture, ReportData, Sample, Sheet
 from tasks.store import Store
-from tasks.ui import MAX_PICTURE_BYTES, Card, ProgressReporter, card_makers, escaped, key_of, publish, small_picture
+from tasks.ui import ProgressReporter, card_makers, publish
 
 KEY = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -90,31 +93,68 @@ def test_a_trained_artifact_shows_its_curve_as_a_picture(store):
     assert embedded and Image.open(io.BytesIO(base64.b64decode(embedded[1]))).width > 800
 
 
-def test_an_evaluation_is_one_card_with_summary_drawings_report_and_figures_with_intervals(store):
-    figures = {
-        "recognisability": 0.74,
-        "recognisability_low": 0.65,
-        "recognisability_high": 0.82,
-        "loss_image_valid": 4.123456,
-    }
-    document = {"metrics": figures, "protocol": {"seed": 3, "sampler": {"top_k": 7}}}
-    objects = (
-        store.put(json.dumps(document).encode(), ext="json", role="metrics"),
-        store.put(b"<html>", ext="html", role="report"),
-        store.put(picture("red", "ring"), ext="png", role="sheet.samples"),
-    )
-    evaluation = manifest(*objects, step="evaluate", kind="evaluation", stats={"summary": "It draws <b>rings</b>."})
-    shown = cards(evaluation, store)
+FIGURES = {
+    "recognisability": 0.74,
+    "recognisability_low": 0.65,
+    "recognisability_high": 0.82,
+    "recognisability_heldout": 0.5,
+    "loss_image_valid": 4.123456,
+}
+
+
+def report_data(*, samples: int = 8) -> ReportData:
+    """Captions that fail, and two drawings beside training pictures."""
+    pictures = tuple(Picture(label, picture("red", "ring", px=64)) for label in ("real", "tokenizer", "drawn"))
+    worst = tuple(Sample(f"a | *ring* {n}", pictures, note="not as said: colour") for n in range(samples))
+    near = Neighbour("a disc", picture("red", "circle"), picture("blue", "circle"), "a blue disc", 0.01, copied=True)
+    far = Neighbour("a box", picture("red", "square"), picture("blue", "circle"), "a blue disc", 0.3, copied=False)
+    return ReportData("t", "s", worst=Sheet("Where it fails", "", worst), neighbours=(near, far))
+
+
+def evaluation_of(store: Store, *objects: ObjectRef) -> str:
+    """The HTML of the card of an evaluation with these objects, and figures."""
+    document = {"metrics": FIGURES, "protocol": {"seed": 3, "sampler": {"top_k": 7}, "features_sha256": "cd" * 32}}
+    metrics = store.put(json.dumps(document).encode(), ext="json", role="metrics")
+    stats = {"summary": "It draws <b>rings</b>."}
+    shown = cards(manifest(metrics, *objects, step="evaluate", kind="evaluation", stats=stats), store)
     assert set(shown) == {"evaluate-report"}
-    text = MarkdownIt("commonmark").enable("table").render(shown["evaluate-report"].markdown)
+    return MarkdownIt("commonmark").enable("table").render(shown["evaluate-report"].markdown)
+
+
+def test_an_evaluation_is_one_card_with_summary_drawings_report_and_figures_with_intervals(store):
+    report = store.put(b"<html>", ext="html", role="report")
+    text = evaluation_of(store, report, store.put(picture("red", "ring"), ext="png", role="sheet.samples"))
     assert "It draws &lt;b&gt;rings&lt;/b&gt;." in text
-    order = ("It draws", "data:image/png", store.url(objects[1].key), "All figures", "How it was measured", "The run")
+    order = ("It draws", "data:image/png", store.url(report.key), "Figures: training", "Figures: new combinations",
+             "What they mean", "How it was measured", "The run")  # fmt: skip
     assert [text.count(part) for part in order] == [1] * len(order)
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
-    assert "<td>recognisability</td>" in text and "0.74 [0.65, 0.82]" in text
-    assert "<td>loss image, validation</td>" in text and "4.123 nats" in text
-    assert "<td>sampler: top k</td>" in text
-    assert store.url(objects[1].key) in text
+    row = r"<td>recognisability</td>\s*<td[^>]*>0.74</td>\s*<td[^>]*>0.65 to 0.82</td>\s*<td>higher</td>"
+    assert re.search(row, text)
+    assert text.count("<td>recognisability</td>") == 2  # of training captions and of new combinations
+    assert "<td>loss image</td>" in text and "4.123 nats" in text
+    assert "<strong>sampler: top k</strong>: 7" in text and "cd" * 6 in text and "cd" * 7 not in text
+
+
+def test_the_worst_drawings_and_those_near_to_training_are_shown_as_small_pictures(store):
+    examples = store.put(examples_table(report_data()), ext="parquet", role="examples")
+    text = evaluation_of(store, examples)
+    items = re.findall(r"<li><strong>(.*?)</strong>: (.*?)\s*<img src=\"(data:image/[^\"]*)\"", text, re.S)
+    assert [caption for caption, _, _ in items] == [f"a | *ring* {n}" for n in range(6)] + ["a disc", "a box"]
+    assert items[0][1] == "not as said: colour"
+    assert "a blue disc" in items[6][1] and "a copy" in items[6][1] and "no copy" in items[7][1]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size for _, _, uri in items]
+    assert sizes == [(248, 80)] * 6 + [(164, 80)] * 2
+    assert "real, tokenizer, drawn" in text and "drawn, nearest in training" in text
+
+
+def test_examples_come_back_as_they_were_written():
+    data = report_data(samples=1)
+    first, near, _ = read_examples(examples_table(data))
+    assert data.worst is not None
+    assert (first.section, first.caption, first.note) == ("fails", "a | *ring* 0", "not as said: colour")
+    assert first.pictures == [p.image for p in data.worst.samples[0].pictures]
+    assert (near.section, near.pictures) == ("copies", [data.neighbours[0].generated, data.neighbours[0].nearest])
 
 
 def test_a_damaged_sheet_costs_an_evaluation_its_picture_and_not_its_figures(store):
@@ -123,6 +163,11 @@ def test_a_damaged_sheet_costs_an_evaluation_its_picture_and_not_its_figures(sto
     shown = cards(manifest(metrics, damaged, step="evaluate", kind="evaluation"), store)["evaluate-report"].markdown
     assert "cannot be shown" in shown and "data:" not in shown
     assert "| recognisability | 0\\.74 |" in shown
+
+
+def test_damaged_examples_cost_an_evaluation_their_place_and_not_its_figures(store):
+    text = evaluation_of(store, store.put(b"no table", ext="parquet", role="examples"))
+    assert "The worst drawings cannot be shown: ArrowInvalid" in text and "<td>recognisability</td>" in text
 
 
 @pytest.mark.parametrize("text", HOSTILE)
