@@ -79,8 +79,8 @@ class _Child:
             env={**os.environ, "PYTHONPATH": path, "MALLOC_ARENA_MAX": "2"},
         )
         self._limits = limits
-        self._buffer = bytearray()  # answers from the file that are not taken yet
-        self._read = 0  # bytes of the file that were put there
+        self._buffer = bytearray()  # what was read of the file of answers
+        self._taken = 0  # bytes of it that were handed on
         self._used_s, self._answered_s = 0.0, time.monotonic()  # CPU seconds and the clock at its last answer
         self.files_left = limits.files_per_child
         start = {
@@ -103,7 +103,8 @@ class _Child:
     def send_batch(self, pictures: list[Picture]) -> None:
         """Give the child its next pictures. It has answered all earlier ones."""
         os.ftruncate(self._answers.fileno(), 0)
-        self._read, self._answered_s = 0, time.monotonic()
+        self._buffer.clear()
+        self._taken, self._answered_s = 0, time.monotonic()
         text = json.dumps({"pictures": [len(p) if isinstance(p, bytes) else str(p) for p in pictures]}).encode()
         payload = [p for p in pictures if isinstance(p, bytes)]
         self._send(b"".join((HEADER.pack(len(text), sum(map(len, payload))), text, *payload)))
@@ -138,35 +139,41 @@ class _Child:
             raise self._death() from error
 
     def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
-        wait = _Wait(self._process.pid, self._used_s, self._answered_s, wall_s, self._limits.cpu_s)
-        text, payload = HEADER.unpack(self._take(HEADER.size, wait))
-        head = json.loads(self._take(text, wait))
+        wait: _Wait | None = None
+        while (record := self._next_record()) is None:
+            wait = wait or _Wait(self._process.pid, self._used_s, self._answered_s, wall_s, self._limits.cpu_s)
+            self._await(wait)
+        head, payload = record
         self._used_s, self._answered_s = head.pop("cpu_s"), head.pop("at_s")
-        return head, bytes(self._take(payload, wait))
+        return head, payload
 
-    def _take(self, count: int, wait: "_Wait") -> bytearray:
+    def _next_record(self) -> tuple[dict[str, Any], bytes] | None:
+        """The next answer, if all of it was read."""
+        start = self._taken + HEADER.size
+        if len(self._buffer) < start:
+            return None
+        text, payload = HEADER.unpack_from(self._buffer, self._taken)
+        if len(self._buffer) < start + text + payload:
+            return None
+        head = json.loads(self._buffer[start : start + text])
+        self._taken = start + text + payload
+        return head, bytes(self._buffer[start + text : self._taken])
+
+    def _await(self, wait: "_Wait") -> None:
+        """Return when the file of answers had something new. Raises _Died."""
         assert self._process.stdout is not None
         bell = self._process.stdout.fileno()
-        while len(self._buffer) < count:
+        while True:
             rang = bool(select.select([bell], [], [], wait.left_s())[0])
             ended = rang and not os.read(bell, 64)
             # Looked at whatever woke us: a child that hangs or died may have answered before.
-            if self._fill():
-                continue
+            if piece := os.pread(self._answers.fileno(), _READ_BYTES, len(self._buffer)):
+                self._buffer += piece
+                return
             if ended:
                 raise self._death()
             if not rang and wait.is_over():
                 raise _Died("passed the wall-clock limit", slow=True)
-        taken = self._buffer[:count]
-        del self._buffer[:count]
-        return taken
-
-    def _fill(self) -> bool:
-        """Whether the file of answers had something new."""
-        piece = os.pread(self._answers.fileno(), _READ_BYTES, self._read)
-        self._buffer += piece
-        self._read += len(piece)
-        return bool(piece)
 
     def _death(self) -> _Died:
         code = self._process.wait()

@@ -38,6 +38,7 @@ class JobSpec(BaseModel):
     recorded_config: dict[str, Any]
     inputs: tuple[tuple[str, ArtifactRef], ...]
     fingerprint: str
+    traces: tuple[str, ...] = ()
     decision: str
     settings: dict[str, Any]
     parent_pid: int

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import stat
+import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +24,8 @@ _T = TypeVar("_T")
 _READ_BYTES = 1 << 20
 _WHOLE_BYTES = 1 << 24  # objects of a bucket up to this size are read in one request
 _NAME_CHARS = 300  # of a path in an error
+_COARSEST_NS = 2_000_000_000  # the clock of a file system may be as coarse as that
+_TRACE = struct.Struct("<QQqqq")
 _FOLDERS = 4096  # resolved folders that are remembered
 _OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
@@ -52,6 +56,10 @@ class Source(Protocol):
 
     def identity(self) -> dict[str, str]:
         """Names and digests that change whenever a row could: they become inputs of the fingerprint."""
+        ...
+
+    def trace(self) -> str:
+        """Changes whenever a file of the source is written, and is had without reading any; "" where only the identity tells."""
         ...
 
     def rows(self, start: int) -> Iterator[Row]:
@@ -193,6 +201,32 @@ def _entries(folder: str) -> "Iterator[os.DirEntry[str]]":
         raise SourceError(
             f"folder {folder[:_NAME_CHARS]} cannot be read ({words_of(error)}); give this user access to it, or move it up"
         ) from error
+
+
+def trace_of(files: Iterable[AnyPath | str]) -> str:
+    """Digest over the paths, sizes, inodes and times of files: as long as it is the same, so is their ``content_digest``.
+
+    The time of the last change of an inode is what no program can set back. "" for a bucket, and when a file was changed
+    so lately that a further change could leave the same time.
+    """
+    total, fresh_ns = hashlib.sha256(), time.time_ns() - _COARSEST_NS
+    for path in files:
+        if isinstance(path, Remote):
+            return ""
+        total.update(os.fsencode(path) if isinstance(path, Path) else path.encode(errors="surrogateescape"))
+        try:
+            info = os.lstat(path)
+            link = stat.S_ISLNK(info.st_mode)
+            for found in (info, os.stat(path)) if link else (info,):
+                if found.st_ctime_ns >= fresh_ns:
+                    return ""
+                total.update(
+                    _TRACE.pack(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                )
+        except (OSError, ValueError) as error:
+            total.update(words_of(error).encode())
+        total.update(b"\n")
+    return total.hexdigest()
 
 
 def content_digest(root: AnyPath, files: Iterable[AnyPath | str]) -> str:

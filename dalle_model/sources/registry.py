@@ -41,6 +41,10 @@ class Weighted:
         """Of the source itself."""
         return self.source.identity()
 
+    def trace(self) -> str:
+        """Of the source itself."""
+        return self.source.trace()
+
     def rows(self, start: int) -> Iterator[Row]:
         """Of the source itself."""
         return self.source.rows(start)

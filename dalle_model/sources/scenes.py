@@ -30,6 +30,9 @@ class Scenes:
     def identity(self) -> dict[str, str]:
         return {"scenes": str(self._count), "scenes.version": str(SCENES_VERSION), "scenes.seed": str(_SEED)}
 
+    def trace(self) -> str:
+        return ""
+
     def count(self) -> int:
         return self._count
 

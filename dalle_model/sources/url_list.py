@@ -20,7 +20,7 @@ from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.addresses import AddressPolicy
-from dalle_model.sources.base import Row, content_digest, existing
+from dalle_model.sources.base import Row, content_digest, existing, trace_of
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
@@ -80,6 +80,9 @@ class UrlList:
 
     def identity(self) -> dict[str, str]:
         return {"urls": content_digest(self._file.parent, [self._file])}
+
+    def trace(self) -> str:
+        return trace_of([self._file])
 
     def count(self) -> int:
         if self._kind != "parquet":

@@ -13,7 +13,7 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, skip, walk
+from dalle_model.sources.base import Row, content_digest, existing, skip, trace_of, walk
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, WatchedTar, unpacked_tar
@@ -42,6 +42,9 @@ class WebDataset:
 
     def identity(self) -> dict[str, str]:
         return {"webdataset": content_digest(self._root, self._files)}
+
+    def trace(self) -> str:
+        return trace_of(self._files)
 
     def count(self) -> int:
         return 0

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +17,8 @@ from support.data_steps import Data, write_folder
 from dalle_model.config import CurateConfig, IngestConfig
 from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.records import LEDGER, PAIR, pair_id
+from dalle_model.sources import base, imagefolder
+from tasks.artifacts import Part
 from tasks.job import Job, StopRequested
 from tasks.stages import INGEST
 from tasks.step import run_step
@@ -145,6 +150,52 @@ def test_a_source_that_changes_while_it_is_read_is_not_committed(
     monkeypatch.setattr(Job, "commit_part", meddling)
     with pytest.raises(DataError, match="changed while it was read"):
         Data(tmp_path).ingest(config_of(folder))
+
+
+def _left_alone(path: Path) -> None:
+    """Nothing."""
+
+
+def _turned(path: Path) -> None:
+    """Other bytes of the same number, with the old time set back."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _touched(path: Path) -> None:
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "coarsest_ns", "readings"),
+    [(_left_alone, 0, 1), (_left_alone, 3_600_000_000_000, 2), (_touched, 0, 2), (_turned, 0, 2)],
+    ids=["left alone", "too fresh to tell", "touched", "written"],
+)
+def test_a_source_is_read_a_second_time_only_where_it_may_have_changed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    meddle: Callable[[Path], None],
+    coarsest_ns: int,
+    readings: int,
+) -> None:
+    folder = folder_of(tmp_path / "set", 25)
+    commit, digest, read = Job.commit_part, imagefolder.content_digest, []
+
+    def meddling(job: Job, n: int, part: Part) -> None:
+        commit(job, n, part)
+        meddle(folder / "020.png")
+
+    def counting(root: Path, files: Iterable[Path | str]) -> str:
+        read.append(root)
+        return digest(root, files)
+
+    monkeypatch.setattr(base, "_COARSEST_NS", coarsest_ns)
+    monkeypatch.setattr(imagefolder, "content_digest", counting)
+    monkeypatch.setattr(Job, "commit_part", meddling)
+    with pytest.raises(DataError, match="changed while it was read") if meddle is _turned else nullcontext():
+        assert Data(tmp_path).ingest(config_of(folder)).rows == 25
+    assert len(read) == readings
 
 
 def test_a_source_of_rubbish_fails_and_says_what_is_wrong(tmp_path: Path) -> None:
