@@ -25,15 +25,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Self, TypeVar
+from typing import BinaryIO, Generic, Self, TypeVar
 
-from dalle_model.decode_child import HEADER
+from dalle_model.decode_child import ANSWER, HEADER
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
 from dalle_model.errors import StepFailed
 from dalle_model.sources.local_files import read_file
 
 _T = TypeVar("_T")
-Picture = bytes | Path  # encoded bytes, or the file that holds them
+Picture = bytes | str  # encoded bytes, or the path of the file that holds them
 Answer = tuple[bytes, Decoded | Refused]  # SHA-256 of the encoded bytes, b"" where nothing was read, and the result
 _BATCH_FILES = 32
 _BATCH_BYTES = 4_000_000
@@ -105,18 +105,14 @@ class _Child:
         os.ftruncate(self._answers.fileno(), 0)
         self._buffer.clear()
         self._taken, self._answered_s = 0, time.monotonic()
-        text = json.dumps({"pictures": [len(p) if isinstance(p, bytes) else str(p) for p in pictures]}).encode()
+        text = json.dumps({"pictures": [len(p) if isinstance(p, bytes) else p for p in pictures]}).encode()
         payload = [p for p in pictures if isinstance(p, bytes)]
         self._send(b"".join((HEADER.pack(len(text), sum(map(len, payload))), text, *payload)))
 
     def answer(self) -> Answer:
         """What became of the next picture. Raises _Died."""
-        head, payload = self._receive(self._limits.wall_s)
         self.files_left -= 1
-        sha256 = bytes.fromhex(head.pop("sha256"))
-        if "reason" in head:
-            return sha256, Refused(Reason(head["reason"]), head["detail"], head["score"])
-        return sha256, Decoded(payload, **{**head, "notes": tuple(head["notes"])})
+        return self._receive(self._limits.wall_s)
 
     def stop(self) -> None:
         """End the process whatever it is doing, and close the pipes."""
@@ -138,26 +134,30 @@ class _Child:
         except BrokenPipeError as error:
             raise self._death() from error
 
-    def _receive(self, wall_s: float) -> tuple[dict[str, Any], bytes]:
+    def _receive(self, wall_s: float) -> Answer:
         wait: _Wait | None = None
-        while (record := self._next_record()) is None:
+        while (answer := self._next_answer()) is None:
             wait = wait or _Wait(self._process.pid, self._used_s, self._answered_s, wall_s, self._limits.cpu_s)
             self._await(wait)
-        head, payload = record
-        self._used_s, self._answered_s = head.pop("cpu_s"), head.pop("at_s")
-        return head, payload
+        return answer
 
-    def _next_record(self) -> tuple[dict[str, Any], bytes] | None:
+    def _next_answer(self) -> Answer | None:
         """The next answer, if all of it was read."""
-        start = self._taken + HEADER.size
+        start = self._taken + ANSWER.size
         if len(self._buffer) < start:
             return None
-        text, payload = HEADER.unpack_from(self._buffer, self._taken)
-        if len(self._buffer) < start + text + payload:
+        cpu_s, at_s, digest, read, *facts, text, payload = ANSWER.unpack_from(self._buffer, self._taken)
+        end = start + text + payload
+        if len(self._buffer) < end:
             return None
-        head = json.loads(self._buffer[start : start + text])
-        self._taken = start + text + payload
-        return head, bytes(self._buffer[start + text : self._taken])
+        self._taken, self._used_s, self._answered_s = end, cpu_s, at_s
+        sha256 = digest if read else b""
+        said = json.loads(self._buffer[start : start + text]) if text else ()
+        if isinstance(said, dict):
+            return sha256, Refused(Reason(said["reason"]), said["detail"], said["score"])
+        width, height, source_width, source_height, kind = facts
+        picture, name = bytes(self._buffer[start + text : end]), kind.rstrip(b"\0").decode()
+        return sha256, Decoded(picture, width, height, source_width, source_height, name, tuple(said))
 
     def _await(self, wait: "_Wait") -> None:
         """Return when the file of answers had something new. Raises _Died."""

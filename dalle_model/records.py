@@ -133,9 +133,9 @@ def normalise_caption(caption: str) -> str:
 
 def pair_id(image: bytes, caption: str) -> str:
     """SHA-256 over the source image bytes and the normalised caption: the identity of a pair everywhere."""
-    return pair_id_of(hashlib.sha256(image).digest(), caption)
+    return pair_id_of(hashlib.sha256(image).digest(), normalise_caption(caption))
 
 
 def pair_id_of(image_sha256: bytes, caption: str) -> str:
-    """``pair_id`` where the digest of the image bytes is known already."""
-    return hashlib.sha256(image_sha256 + normalise_caption(caption).encode()).hexdigest()
+    """``pair_id`` where the digest of the image bytes is known already, and the caption is normalised."""
+    return hashlib.sha256(image_sha256 + caption.encode()).hexdigest()

@@ -5,8 +5,8 @@ from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from dalle_model.config import IngestConfig
@@ -14,11 +14,11 @@ from dalle_model.decode_pool import DecodePool, Picture, PoolLimits
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.records import LEDGER, PAIR, pair_id, pair_id_of
-from dalle_model.sources.base import Row, read_picture
+from dalle_model.sources.base import File, Row, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.failures import PERMANENT, TRANSIENT
 from dalle_model.sources.registry import Weighted
-from dalle_model.sources.remote import AnyPath, Remote
+from dalle_model.sources.remote import Remote
 from tasks.artifacts import Part
 from tasks.job import Job
 from tasks.tables import TableFile, storable
@@ -100,7 +100,7 @@ def checked(
             yield pair, image
 
 
-def _captioned(rows: Iterable[Row], config: IngestConfig) -> Iterator[tuple[Checked, AnyPath | bytes | Refused]]:
+def _captioned(rows: Iterable[Row], config: IngestConfig) -> Iterator[tuple[Checked, File | bytes | Refused]]:
     """What needs no reading is checked first: a row without a picture, then its caption."""
     for row in rows:
         caption = check_caption(row.caption, config.max_caption_chars)
@@ -110,7 +110,7 @@ def _captioned(rows: Iterable[Row], config: IngestConfig) -> Iterator[tuple[Chec
 
 
 def _read_ahead(
-    rows: Iterator[tuple[Checked, AnyPath | bytes | Refused]], max_bytes: int, *, files_too: bool
+    rows: Iterator[tuple[Checked, File | bytes | Refused]], max_bytes: int, *, files_too: bool
 ) -> Iterator[tuple[Checked, Picture | Refused]]:
     """Rows with their pictures, in order. What lies in a bucket is read in advance, many at once: each costs a round trip."""
     waiting: deque[tuple[Checked, Picture | Refused | Future[bytes | Refused]]] = deque()
@@ -118,7 +118,7 @@ def _read_ahead(
         for item, image in rows:
             if isinstance(image, Remote):
                 waiting.append((item, readers.submit(read_picture, image, max_bytes)))
-            elif files_too and isinstance(image, Path):
+            elif files_too and isinstance(image, str):
                 waiting.append((item, read_picture(image, max_bytes)))
             else:
                 waiting.append((item, image))
@@ -162,14 +162,19 @@ def next_shard(
     return Part(objects=objects, stats=counts.stats())
 
 
+def _facts(kind: str, width: int, height: int, notes: tuple[str, ...]) -> dict[str, Any]:
+    return {"format": kind, "source_width": width, "source_height": height, "notes": list(notes)}
+
+
+@lru_cache(maxsize=4096)
+def _facts_alone(kind: str, width: int, height: int, notes: tuple[str, ...]) -> str:
+    """The text of a row that has nothing else: many pictures of a set are of one size."""
+    return _JSON.encode(_facts(kind, width, height, notes))
+
+
 def pair_row(item: Checked, source: Weighted, picture: Decoded) -> dict[str, Any]:
     row = item.row
-    facts = {
-        "format": picture.format,
-        "source_width": picture.source_width,
-        "source_height": picture.source_height,
-        "notes": list(picture.notes),
-    }
+    facts = (picture.format, picture.source_width, picture.source_height, picture.notes)
     return {
         "id": item.id,
         "image": picture.image,
@@ -180,7 +185,7 @@ def pair_row(item: Checked, source: Weighted, picture: Decoded) -> dict[str, Any
         "key": storable(row.key),
         "licence": storable(row.licence),
         "author": storable(row.author),
-        "extra": _JSON.encode({**(row.extra or {}), **facts}),
+        "extra": _JSON.encode({**row.extra, **_facts(*facts)}) if row.extra else _facts_alone(*facts),
         "weight": source.weight,
     }
 

@@ -14,7 +14,7 @@ _TEXT_CHARS = 1000
 
 def storable(text: str, limit: int = _TEXT_CHARS) -> str:
     """A text that UTF-8 can hold, cut to ``limit`` characters: names of files may be any bytes."""
-    return text[:limit].encode(errors="backslashreplace").decode()
+    return text[:limit] if text.isascii() else text[:limit].encode(errors="backslashreplace").decode()
 
 
 class TableFile:

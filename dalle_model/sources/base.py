@@ -7,13 +7,14 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
@@ -27,6 +28,8 @@ _NAME_CHARS = 300  # of a path in an error
 _COARSEST_NS = 2_000_000_000  # the clock of a file system may be as coarse as that
 _TRACE = struct.Struct("<QQqqq")
 _FOLDERS = 4096  # resolved folders that are remembered
+File = str | Remote
+"""A picture to read. On this machine a plain text: a path object costs more than all else about a row."""
 _OUTSIDE = "the path or a symbolic link leads out of the source's folder"
 
 
@@ -40,7 +43,7 @@ class Row:
 
     key: str
     caption: Any
-    image: bytes | AnyPath | Refused
+    image: bytes | File | Refused
     licence: str = ""
     author: str = ""
     extra: Mapping[str, Any] | None = None
@@ -76,7 +79,7 @@ def skip(rows: Iterator[_T], start: int) -> Iterator[_T]:
     return islice(rows, start, None)
 
 
-def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
+def read_picture(path: AnyPath | str, max_bytes: int) -> bytes | Refused:
     """Bytes of a regular file or an object of at most ``max_bytes``.
 
     SourceError when a bucket fails: its trouble would pass, and is not to be remembered against a row.
@@ -92,11 +95,6 @@ def read_picture(path: AnyPath, max_bytes: int) -> bytes | Refused:
         return Refused(Reason.MISSING_FILE, "no such file")
 
 
-def below(folder: AnyPath, name: str) -> str | Remote:
-    """The path ``name`` beside a file in ``folder``, as it is written: links are not followed."""
-    return folder / name if isinstance(folder, Remote) else os.path.normpath(os.path.join(folder, name))
-
-
 def key_below(root: AnyPath, path: AnyPath | str) -> str:
     """The path of ``path`` below ``root`` with /, "" when it lies elsewhere."""
     if isinstance(path, Remote):
@@ -109,45 +107,70 @@ def _below(root: str, path: str) -> str:
     return path[len(start) :].replace(os.sep, "/") if path.startswith(start) else ""
 
 
+class Named(NamedTuple):
+    """What a metadata file means by a name: the file to read or why it may not be, the path as it is written, and the key."""
+
+    file: File | Refused
+    written: File
+    key: str  # below the source's folder, "" where the path leads out of it
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that pictures are named in: as written and without links, each with a slash at its end."""
+
+    written: str
+    key: str | None  # of the folder, None where it lies outside
+    real: str
+    links: frozenset[str] | None  # names in it that are links, None where it may not be listed
+
+
 class Inside:
     """Files beside metadata files, which must stay under ``root`` (a resolved path).
 
     A folder is looked at once, not for each of its files: a source whose links change while it is read is noticed by its
-    digest.
+    digest. One listing says of all files what a system call for each would: those make the threads of a process wait.
     """
 
     def __init__(self, root: AnyPath) -> None:
         self._root = root
-        self._folders: dict[str, tuple[str, frozenset[str] | None]] = {}  # as written: resolved, and its links
+        self._folders: dict[tuple[str, str], _Folder] = {}
 
-    def __call__(self, folder: AnyPath, name: str) -> AnyPath | Refused:
-        """The file ``name`` in ``folder``, or why it may not be read."""
-        if not isinstance(folder, Remote) and _unusable(name) is None:
-            above, last = os.path.split(os.path.join(folder, name))
-            real, links = self._resolved(above)
-            if links is not None and last not in links and last not in ("", ".", ".."):
-                return _within(self._root, os.path.join(real, last))
-        return inside(self._root, folder, name)
+    def __call__(self, folder: AnyPath, name: str) -> Named:
+        """The file ``name`` beside a metadata file in ``folder``."""
+        if isinstance(folder, Path) and name[:1] != "/" and _unusable(name) is None:
+            above, _, last = name.rpartition("/")
+            place = self._folder(str(folder), above)
+            if place.links is not None and last not in place.links and last not in ("", ".", ".."):
+                key = "" if place.key is None else place.key + last
+                return Named(place.real + last, place.written + last, key)
+        if isinstance(folder, Remote):
+            written: File = folder / name
+        else:
+            written = os.path.normpath(os.path.join(folder, name)) if "\0" not in name else str(folder)
+        return Named(inside(self._root, folder, name), written, key_below(self._root, written))
 
-    def _resolved(self, folder: str) -> tuple[str, frozenset[str] | None]:
-        """A folder without links on its way, and the names of the links in it; None when it is not to be listed.
-
-        One listing says of all files what a system call for each would: those make the threads of a process wait.
-        """
-        if (found := self._folders.get(folder)) is None:
+    def _folder(self, folder: str, above: str) -> _Folder:
+        if (found := self._folders.get((folder, above))) is None:
             if len(self._folders) >= _FOLDERS:
                 self._folders.clear()
-            real = os.path.realpath(folder)
-            found = real, None
-            if isinstance(_within(self._root, real), Path):
+            path = os.path.join(folder, above) if above else folder
+            real, links = os.path.realpath(path), None
+            if not isinstance(_within(self._root, real), Refused):
                 with suppress(OSError), os.scandir(real) as entries:
-                    found = real, frozenset(entry.name for entry in entries if entry.is_symlink())
-            self._folders[folder] = found
+                    links = frozenset(entry.name for entry in entries if entry.is_symlink())
+            written, root = _slashed(os.path.normpath(path)), _slashed(str(self._root))
+            key = written[len(root) :] if written.startswith(root) else None
+            found = self._folders[folder, above] = _Folder(written, key, _slashed(real), links)
         return found
 
 
-def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
-    """``Inside`` for one file: lists no folder, and asks the system about each part of the path."""
+def _slashed(folder: str) -> str:
+    return folder if folder.endswith("/") else folder + "/"
+
+
+def inside(root: AnyPath, folder: AnyPath, name: str) -> File | Refused:
+    """The file ``name`` in ``folder``, or why it may not be read. Asks the system about each part of the path."""
     if refused := _unusable(name):
         return refused
     if isinstance(folder, Remote):
@@ -157,9 +180,9 @@ def inside(root: AnyPath, folder: AnyPath, name: str) -> AnyPath | Refused:
     return _within(root, os.path.realpath(os.path.join(folder, name)))
 
 
-def _within(root: AnyPath, path: str) -> Path | Refused:
+def _within(root: AnyPath, path: str) -> str | Refused:
     within = _below(str(root), path) or path == str(root)
-    return Path(path) if within else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
+    return path if within else Refused(Reason.OUTSIDE_SOURCE, _OUTSIDE)
 
 
 def _unusable(name: str) -> Refused | None:
@@ -184,19 +207,41 @@ def files_below(root: AnyPath, *, hidden: bool) -> Iterator[str | Remote]:
         return
     waiting = [_entries(str(root))]  # a stack, not a recursion: folders may be nested deeper than Python may call
     while waiting:
-        if (entry := next(waiting[-1], None)) is None:
-            waiting.pop()
-        elif hidden or not entry.name.startswith("."):
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(_entries(entry.path))
-            else:
+        for entry in waiting[-1]:
+            if hidden or not entry.name.startswith("."):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(_entries(entry.path))
+                    break
                 yield entry.path
+        else:
+            waiting.pop()
+
+
+def named_below(root: AnyPath, names: Collection[str]) -> list[AnyPath]:
+    """The files of some names below ``root`` in the order of ``files_below``, hidden folders left out: a walk that sorts only those."""
+    if isinstance(root, Remote):
+        return [path for path in root.walk(hidden=False) if path.name in names]
+    found: list[Path] = []
+    waiting = [str(root)]
+    while waiting:
+        for entry in _listed(waiting.pop()):
+            if entry.name in names:
+                if entry.is_file(follow_symlinks=False):
+                    found.append(Path(entry.path))
+            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                waiting.append(entry.path)
+    found.sort(key=lambda path: path.parts)
+    return [*found]
 
 
 def _entries(folder: str) -> "Iterator[os.DirEntry[str]]":
+    return iter(sorted(_listed(folder), key=attrgetter("name")))
+
+
+def _listed(folder: str) -> "list[os.DirEntry[str]]":
     try:
         with os.scandir(folder) as found:
-            return iter(sorted(found, key=lambda entry: entry.name))
+            return list(found)
     except OSError as error:
         raise SourceError(
             f"folder {folder[:_NAME_CHARS]} cannot be read ({words_of(error)}); give this user access to it, or move it up"
@@ -213,7 +258,7 @@ def trace_of(files: Iterable[AnyPath | str]) -> str:
     for path in files:
         if isinstance(path, Remote):
             return ""
-        total.update(os.fsencode(path) if isinstance(path, Path) else path.encode(errors="surrogateescape"))
+        total.update(os.fsencode(path))
         try:
             info = os.lstat(path)
             link = stat.S_ISLNK(info.st_mode)

@@ -35,7 +35,7 @@ def check_caption(value: Any, max_chars: int) -> str | Refused:
         value = _ENTITY.sub(_character, value)
     if "\0" in value:
         return Refused(Reason.CAPTION_NOT_TEXT, "the caption holds a NUL")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         return Refused(Reason.CAPTION_NOT_TEXT, "the caption is not valid UTF-8 (lone surrogates)")
     caption = normalise_caption(value)
     return caption or Refused(Reason.NO_CAPTION, "the caption is empty")

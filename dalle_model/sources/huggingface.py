@@ -6,10 +6,9 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, files_below, trace_of
+from dalle_model.sources.base import File, Row, content_digest, files_below, trace_of
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
-from dalle_model.sources.remote import AnyPath
 
 _SPLITS = ("train", "test", "validation", "valid", "dev")
 _MAX_REMOTE_BYTES = 200_000_000
@@ -95,7 +94,7 @@ class HuggingFace:
             extra_in(record, {self._caption, self._image, "licence", "license", "author"}),
         )
 
-    def _picture(self, value: Any) -> bytes | AnyPath | Refused:
+    def _picture(self, value: Any) -> bytes | File | Refused:
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
         if not (isinstance(path, str) and "://" in path):
             return image_of(value, self._local, self._local)

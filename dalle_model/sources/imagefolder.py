@@ -4,8 +4,6 @@
 caption (``text``). A picture that no metadata names takes its caption from a text file of the same name, if any.
 """
 
-import hashlib
-import os
 from array import array
 from collections.abc import Iterator
 from itertools import islice
@@ -17,14 +15,15 @@ import numpy as np
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import (
+    File,
     Inside,
     Row,
-    below,
     content_digest,
     existing,
     files_below,
     inside,
     key_below,
+    named_below,
     read_picture,
     skip,
     trace_of,
@@ -36,6 +35,8 @@ from dalle_model.sources.remote import AnyPath, Remote
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
 _MAX_TEXT_BYTES = 1_000_000
+_USED = frozenset({"file_name", "licence", "license", "author"})  # columns that are not carried along in `extra`
+_USED_BY_DEFAULT = _USED.union(CAPTION_COLUMNS)
 
 
 class MetadataFile:
@@ -67,14 +68,14 @@ class MetadataFile:
     def rows(self, start: int) -> Iterator[Row]:
         return skip((row for row, _ in self._lines()), start)
 
-    def _lines(self) -> Iterator[tuple[Row, list[str | AnyPath]]]:
+    def _lines(self) -> Iterator[tuple[Row, list[File]]]:
         inside_root = Inside(self._root)
         for line in read_lines(self._file):
             where = f"{self._file.name}#{line.number}"
             if isinstance(line.record, Refused):
                 yield Row(where, "", line.record), []
             else:
-                yield row_of(line.record, self._root, self._root, where, self._column, inside_root)
+                yield row_of(line.record, self._root, where, self._column, inside_root)
 
 
 class ImageFolder:
@@ -88,10 +89,7 @@ class ImageFolder:
         if not self._root.is_dir():
             raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
         self._column = caption_column
-        named = (p for p in files_below(self._root, hidden=False) if str(p).endswith(METADATA_NAMES))
-        self._metadata = [
-            p for p in map(_path, named) if p.name in METADATA_NAMES and not p.is_symlink() and p.is_file()
-        ]
+        self._metadata = named_below(self._root, METADATA_NAMES)
         if not self._metadata and not any(self._captioned(p) for p in walk(self._root, hidden=False)):
             raise SourceError(
                 f"source imagefolder: {path} has no {' or '.join(METADATA_NAMES)} and no picture with a .txt beside it; "
@@ -111,7 +109,7 @@ class ImageFolder:
         return skip(self._all_rows(), start)
 
     def _all_rows(self) -> Iterator[Row]:
-        named, inside_root = array("Q"), Inside(self._root)
+        named, inside_root = array("q"), Inside(self._root)
         for metadata in self._metadata:
             where, folder = metadata.relative_to(self._root).as_posix(), metadata.parent
             for line in read_lines(metadata):
@@ -119,16 +117,16 @@ class ImageFolder:
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
                 place = f"{where}#{line.number}"
-                row, paths = row_of(line.record, self._root, folder, place, self._column, inside_root)
-                named.extend(_number(path) for path in paths)
+                row, paths = row_of(line.record, folder, place, self._column, inside_root)
+                named.extend(map(hash, map(str, paths)))
                 yield row
-        yield from self._unnamed(np.unique(np.frombuffer(named, np.uint64)) if named else np.zeros(0, np.uint64))
+        yield from self._unnamed(np.unique(np.frombuffer(named, np.int64)) if named else np.zeros(0, np.int64))
 
-    def _unnamed(self, named: np.ndarray[Any, np.dtype[np.uint64]]) -> Iterator[Row]:
-        """Pictures that no metadata names. ``named`` holds 8 bytes per named picture, sorted, so memory stays small."""
+    def _unnamed(self, named: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Row]:
+        """Pictures that no metadata names. ``named`` holds a hash of each named path, sorted: memory stays small."""
         found = (path for path in files_below(self._root, hidden=False) if _is_picture(path))
         while some := list(islice(found, 1024)):
-            numbers = np.fromiter((_number(path) for path in some), np.uint64, len(some))
+            numbers = np.fromiter(map(hash, map(str, some)), np.int64, len(some))
             at = np.minimum(np.searchsorted(named, numbers), max(len(named) - 1, 0))
             known = named[at] == numbers if len(named) else np.zeros(len(some), np.bool_)
             for found_path, is_named in zip(some, known.tolist(), strict=True):
@@ -149,27 +147,23 @@ class ImageFolder:
 
 
 def row_of(
-    record: dict[str, Any], root: AnyPath, folder: AnyPath, where: str, column: str, inside_root: Inside
-) -> tuple[Row, list[str | AnyPath]]:
+    record: dict[str, Any], folder: AnyPath, where: str, column: str, inside_root: Inside
+) -> tuple[Row, list[File]]:
     """The row of a metadata record, and the paths it names: as written and, where it differs, where that leads."""
     name = record.get("file_name")
     if not isinstance(name, str):
         return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
-    image = inside_root(folder, name)
-    written = below(folder, name) if "\0" not in name else str(folder)
+    image, written, key = inside_root(folder, name)
     licence, author = record.get("licence", record.get("license")), record.get("author")
     row = Row(
-        # What lies outside is named by its line: a key holds no path that is good on one machine only.
-        key_below(root, written) or where,
+        key or where,  # what lies outside is named by its line: a key holds no path that is good on one machine only
         caption_in(record, column),
         image,
         licence if isinstance(licence, str) else "",
         author if isinstance(author, str) else "",
-        extra_in(record, {"file_name", "licence", "license", "author", *((column,) if column else CAPTION_COLUMNS)}),
+        extra_in(record, {*_USED, column} if column else _USED_BY_DEFAULT),
     )
-    if isinstance(image, Refused) or str(image) == str(written):
-        return row, [written]
-    return row, [written, image]
+    return row, [written] if image == written or isinstance(image, Refused) else [written, image]
 
 
 def _path(path: str | Remote) -> AnyPath:
@@ -177,8 +171,5 @@ def _path(path: str | Remote) -> AnyPath:
 
 
 def _is_picture(path: str | Remote) -> bool:
-    return os.path.splitext(str(path))[1].lower() in _SUFFIXES
-
-
-def _number(path: str | AnyPath) -> int:
-    return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+    name = str(path)
+    return name[name.rfind(".") :].lower() in _SUFFIXES

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -83,7 +83,7 @@ def caption_in(record: dict[str, Any], column: str) -> Any:
     return None
 
 
-def extra_in(record: dict[str, Any], used: set[str]) -> dict[str, Any]:
+def extra_in(record: dict[str, Any], used: Set[str]) -> dict[str, Any]:
     """Short plain values of a record that have no column of their own."""
     kept = {}
     for name, value in record.items():

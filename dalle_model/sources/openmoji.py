@@ -64,7 +64,7 @@ class OpenMoji:
 
     def rows(self, start: int) -> Iterator[Row]:
         for path, caption, facts in self._rows[start:]:
-            yield Row(path.stem, caption, path, "CC-BY-SA-4.0", "OpenMoji", facts)
+            yield Row(path.stem, caption, str(path), "CC-BY-SA-4.0", "OpenMoji", facts)
 
 
 def _bare(sequence: str) -> str:

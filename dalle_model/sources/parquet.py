@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, inside, trace_of, walk
+from dalle_model.sources.base import File, Row, content_digest, existing, inside, trace_of, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.remote import AnyPath, Remote
 
@@ -135,7 +135,7 @@ def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: s
     )
 
 
-def image_of(value: Any, root: AnyPath | None, folder: AnyPath | None) -> bytes | AnyPath | Refused:
+def image_of(value: Any, root: AnyPath | None, folder: AnyPath | None) -> bytes | File | Refused:
     """Bytes or file behind a cell: bytes, {"bytes", "path"}, or a path that stays below ``root`` (None = no paths)."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

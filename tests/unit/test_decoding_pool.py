@@ -45,9 +45,9 @@ def test_a_file_is_read_and_digested_by_the_child_and_gives_what_its_bytes_give(
         (tmp_path / name).write_bytes(data)
     (tmp_path / "large").write_bytes(b"\xff\xd8\xff" + bytes(SETTINGS.max_bytes))
     os.mkfifo(tmp_path / "pipe")
-    odd = [tmp_path / "pipe", tmp_path / "none", tmp_path, tmp_path / "large"]
+    odd = [str(path) for path in (tmp_path / "pipe", tmp_path / "none", tmp_path, tmp_path / "large")]
     with DecodePool[int](SETTINGS, 2) as pool:
-        files = list(pool.map(enumerate([*(tmp_path / name for name in contents), *odd])))
+        files = list(pool.map(enumerate([*(str(tmp_path / name) for name in contents), *odd])))
         given = list(pool.map(enumerate(contents.values())))
     assert files[: len(contents)] == given
     assert [sha256 for _, sha256, _ in given] == [hashlib.sha256(data).digest() for data in contents.values()]
@@ -61,7 +61,7 @@ def test_a_file_that_decodes_for_ever_has_its_digest_all_the_same(tmp_path: Path
     bomb = scan_bomb(4000, 3000)
     (tmp_path / "bomb").write_bytes(bomb)
     with DecodePool[int](SETTINGS, 1, PoolLimits(cpu_s=0.2, wall_s=60)) as pool:
-        found = list(pool.map([(0, tmp_path / "bomb"), (1, GOOD)]))
+        found = list(pool.map([(0, str(tmp_path / "bomb")), (1, GOOD)]))
     assert found[0][1] == hashlib.sha256(bomb).digest()
     assert isinstance(found[0][2], Refused)
     assert found[0][2].reason == Reason.TOO_SLOW
