@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -21,20 +21,26 @@ class S3Bucket:
     def __init__(self, name: str, options: StoreOptions) -> None:
         self.uri = f"s3://{name}"
         self._name, self._options = name, options
-        self._listed: dict[str, dict[str, int]] = {}
+        self._listed: dict[str, dict[str, tuple[int, str]]] = {}  # size and tag by key, by prefix
         self._fs: Any = None
         self._pid = 0
 
-    def list(self, prefix: str) -> Mapping[str, int]:
+    def list(self, prefix: str) -> Collection[str]:
         if prefix not in self._listed:
             found = self._ask("find", self._path(prefix), detail=True, withdirs=False)
             start = len(self._name) + 1
             self._listed[prefix] = {
-                path[start:]: int(info["size"]) for path, info in found.items() if path[start:].startswith(prefix)
+                path[start:]: _facts(info) for path, info in found.items() if path[start:].startswith(prefix)
             }
         return self._listed[prefix]
 
     def size(self, key: str) -> int:
+        return self._info(key)[0]
+
+    def tag(self, key: str) -> str:
+        return self._info(key)[1]
+
+    def _info(self, key: str) -> tuple[int, str]:
         for prefix, keys in self._listed.items():
             if key.startswith(prefix):
                 if key in keys:
@@ -43,7 +49,7 @@ class S3Bucket:
         info = self._ask("info", self._path(key))
         if info.get("type") != "file":
             raise FileNotFoundError(key)
-        return int(info["size"])
+        return _facts(info)
 
     def open(self, key: str) -> BinaryIO:
         self.size(key)
@@ -68,6 +74,12 @@ class S3Bucket:
             raise SourceError(
                 f"{self.uri} cannot be read ({type(error).__name__}: {words}); check the bucket, AWS_ENDPOINT_URL and the credentials"
             ) from error
+
+
+def _facts(info: Mapping[str, Any]) -> tuple[int, str]:
+    """Bytes of an object, and its tag: that of its content and the time at which it was written."""
+    tag = info.get("ETag")
+    return int(info["size"]), f"{tag} {info.get('LastModified', '')}" if tag else ""
 
 
 def remote_opener(settings: Settings) -> functools.partial[Remote]:

@@ -249,17 +249,20 @@ def _listed(folder: str) -> "list[os.DirEntry[str]]":
 
 
 def trace_of(files: Iterable[AnyPath | str]) -> str:
-    """Digest over the paths, sizes, inodes and times of files: as long as it is the same, so is their ``content_digest``.
+    """Digest over the paths, sizes, inodes and times of files, and the tags of objects: while it is the same, so is their content.
 
-    The time of the last change of an inode is what no program can set back. "" for a bucket, and when a file was changed
-    so lately that a further change could leave the same time.
+    The time of the last change of an inode is what no program can set back. "" when a file was changed so lately that a
+    further change could leave the same time, and for a bucket that tags nothing.
     """
     total, fresh_ns = hashlib.sha256(), time.time_ns() - _COARSEST_NS
     for path in files:
-        if isinstance(path, Remote):
-            return ""
-        total.update(os.fsencode(path))
+        total.update(str(path).encode(errors="surrogatepass"))
         try:
+            if isinstance(path, Remote):
+                if not (tag := path.bucket.tag(path.key)):
+                    return ""
+                total.update(tag.encode() + b"\n")
+                continue
             info = os.lstat(path)
             link = stat.S_ISLNK(info.st_mode)
             for found in (info, os.stat(path)) if link else (info,):

@@ -4,7 +4,7 @@ The store itself is behind a small protocol: this package knows no bucket, and a
 """
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -15,11 +15,14 @@ class Bucket(Protocol):
 
     uri: str
 
-    def list(self, prefix: str) -> Mapping[str, int]:
-        """Bytes of every object whose key starts with ``prefix``, by key. Asked for once per prefix."""
+    def list(self, prefix: str) -> Collection[str]:
+        """The key of every object that starts with ``prefix``. Asked for once per prefix."""
 
     def size(self, key: str) -> int:
         """Bytes of an object."""
+
+    def tag(self, key: str) -> str:
+        """Another text whenever an object is written; "" where the store gives none."""
 
     def open(self, key: str) -> BinaryIO:
         """An object as a stream that can seek."""

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,10 @@ from support.data_steps import Data, write_folder
 from support.object_stores import BUCKET, Server, shared
 
 from dalle_model.config import IngestConfig
-from dalle_model.errors import SourceError, UsageError
+from dalle_model.errors import DataError, SourceError, UsageError
+from dalle_model.sources import imagefolder
+from tasks.artifacts import Part
+from tasks.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,32 @@ def test_a_source_in_a_bucket_is_the_same_artifact(
     for data, source in ((here, f"urls:{tmp_path}/set/urls.txt"), (there, listed.source)):
         with pytest.raises(SourceError, match=r"only 0 of 1 fetches|rejected"):
             data.ingest(listed.model_copy(update={"source": source}))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_the_objects_of_a_bucket_are_read_a_second_time_only_when_one_was_written(
+    moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    for name, value in moto.env().items():
+        monkeypatch.setenv(name, value)
+    pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(4)}
+    write_folder(tmp_path / "set", pictures, [{"file_name": name, "text": name} for name in pictures])
+    uri = upload(moto, tmp_path / "set", f"traced {written}")
+    (tmp_path / "set" / "2.png").write_bytes(encoded(photo(40, 30, seed=9), "PNG"))
+    read: list[object] = []
+    digest, commit = imagefolder.content_digest, Job.commit_part
+
+    def meddling(job: Job, n: int, part: Part) -> None:
+        commit(job, n, part)
+        if written:
+            upload(moto, tmp_path / "set", f"traced {written}")
+
+    monkeypatch.setattr(imagefolder, "content_digest", lambda root, files: (read.append(root), digest(root, files))[1])
+    monkeypatch.setattr(Job, "commit_part", meddling)
+    config = IngestConfig(source=f"imagefolder:{uri}", image_px=32)
+    with pytest.raises(DataError, match="changed while it was read") if written else nullcontext():
+        assert Data(tmp_path).ingest(config).rows == 4
+    assert len(read) == 1 + written
 
 
 def test_trouble_with_a_bucket_is_named(moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
