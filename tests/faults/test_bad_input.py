@@ -62,7 +62,7 @@ def test_bombs_cost_their_row_and_no_more_memory_or_time_than_allowed(tmp_path: 
     peak = _PeakOfChildren()
     with peak:
         data = Data(tmp_path)
-        manifest = data.ingest(IngestConfig(source=f"imagefolder:{tmp_path}/set", max_image_mpx=100, max_decode_s=2))
+        manifest = data.ingest(IngestConfig(source=f"imagefolder:{tmp_path}/set", max_image_mpx=100, max_decode_s=8))
     outcomes = data.outcomes(manifest)
     assert outcomes["ok.png"] == outcomes["end.png"] == KEPT
     assert outcomes["scans.jpg"] == "too_slow"
