@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,21 @@ def embedding_of(job: Job) -> Embedding | None:
     return found
 
 
-def embedding_objects(job: Job, pairs: Manifest, embedding: Embedding) -> list[ObjectRef]:
+@dataclass(frozen=True)
+class KnownEmbedding:
+    """An embedding by its digest alone, for who has not its model: only what is stored of it can be read."""
+
+    digest: str
+
+    def of(self, pictures: Sequence[bytes]) -> npt.NDArray[Any]:
+        """UsageError: these pictures were never embedded."""
+        raise UsageError(
+            f"pictures of this set were never measured by the model of curate.embedding_model (digest {self.digest[:12]}), by which "
+            "training was curated; curate the set once with the same curate.embedding_model and embedding_model_sha256"
+        )
+
+
+def embedding_objects(job: Job, pairs: Manifest, embedding: Embedding | KnownEmbedding) -> list[ObjectRef]:
     """One object per shard of pairs, measured once per pairs artifact and kept under its receipts: npy [rows, width]."""
 
     def receipts(manifest: Manifest) -> str:
@@ -57,26 +72,32 @@ def embedding_objects(job: Job, pairs: Manifest, embedding: Embedding) -> list[O
     return of_shards(job, pairs, receipts, make, "pairs embedded")
 
 
-def embeddings_of(job: Job, pairs: Manifest, embedding: Embedding) -> npt.NDArray[Any]:
-    """[pairs, width] of every pair in order.
+def embeddings_of(
+    job: Job, pairs: Manifest, embedding: Embedding | KnownEmbedding, rows: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[Any]:
+    """[pairs, width] of every pair in order, or [len(rows), width] of those that are named.
 
     Memory: the array itself, ``width`` numbers per pair.
     """
-    out = np.empty((sum(shard.rows for shard in pairs.objects_of("pairs")), embedding.width), embedding.dtype)
-    done = 0
-    for obj in embedding_objects(job, pairs, embedding):
-        out[done : done + obj.rows] = np.load(io.BytesIO(job.read(obj)))
+    wanted = np.arange(sum(shard.rows for shard in pairs.objects_of("pairs"))) if rows is None else rows
+    out, done = np.zeros((0, 0)), 0
+    for number, obj in enumerate(embedding_objects(job, pairs, embedding)):
+        part = np.load(io.BytesIO(job.read(obj)))
+        if not number:
+            out = np.empty((len(wanted), part.shape[1]), part.dtype)
+        here = np.flatnonzero((wanted >= done) & (wanted < done + obj.rows))
+        out[here] = part[wanted[here] - done]
         done += obj.rows
     return out
 
 
-def _embed(job: Job, shard: ObjectRef, embedding: Embedding) -> npt.NDArray[Any]:
+def _embed(job: Job, shard: ObjectRef, embedding: Embedding | KnownEmbedding) -> npt.NDArray[Any]:
     pieces = []
     with pq.ParquetFile(job.fetch(shard)) as file:
         for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["image"]):
             pieces.append(embedding.of(batch["image"].to_pylist()))
             job.check_stop()
-    return np.concatenate(pieces) if pieces else np.zeros((0, embedding.width), embedding.dtype)
+    return np.concatenate(pieces) if pieces else embedding.of([])
 
 
 def excluded(store: Store, refs: Sequence[str]) -> list[Manifest]:
@@ -94,7 +115,7 @@ def marks_of(
     job: Job,
     manifest: Manifest,
     features: list[ObjectRef],
-    embedding: Embedding | None,
+    embedding: Embedding | KnownEmbedding | None,
     splits: tuple[str, ...] | None = None,
 ) -> PictureMarks:
     """Digests, hashes and embeddings of the pairs of an artifact; of a curated one, of those it kept (in ``splits``)."""
@@ -104,7 +125,6 @@ def marks_of(
         np.concatenate([table[name].to_numpy() for table in tables]) if tables else np.zeros(0, np.uint64)
         for name in ("picture", "phash")
     )
-    vectors = None if embedding is None else embeddings_of(job, pairs, embedding)
     rows = np.arange(len(pictures))
     if manifest.kind == "curated":
         first = np.concatenate([[0], np.cumsum([shard.rows for shard in pairs.objects_of("pairs")])])
@@ -112,7 +132,8 @@ def marks_of(
         if splits is not None:
             kept = kept.filter(pa.compute.is_in(kept["split"], pa.array(list(splits))))
         rows = first[kept["shard"].to_numpy()] + kept["row"].to_numpy()
-    return pictures[rows], phashes[rows], None if vectors is None else vectors[rows]
+    vectors = None if embedding is None else embeddings_of(job, pairs, embedding, rows)
+    return pictures[rows], phashes[rows], vectors
 
 
 def pairs_of(store: Store, manifest: Manifest) -> Manifest:

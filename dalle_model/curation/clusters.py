@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dalle_model.curation.components import Int64Array, roots, union
 from dalle_model.curation.hashes import UInt64Array, near_pairs
 from dalle_model.curation.vectors import near_vectors
 
 SPLITS = ("train", "valid", "test", "heldout")
 TIERS = ("", "bytes", "hash", "embedding")  # "" marks the head of a cluster, which joined nothing
 
-Int64Array = npt.NDArray[np.int64]
 Links = tuple[Int64Array, Int64Array, npt.NDArray[np.float64]]  # nodes, nodes, distances
 
 _NOBODY = np.iinfo(np.int64).max
@@ -149,12 +149,11 @@ def _join(group: Int64Array, links: Iterable[Links], nearest: npt.NDArray[np.flo
         held.append((a, b))
         count += len(a)
         if count >= max(len(group), 65_536):
-            _union(parent, *map(np.concatenate, zip(*held, strict=True)))
+            union(parent, *map(np.concatenate, zip(*held, strict=True)))
             held, count = [], 0
     if held:
-        _union(parent, *map(np.concatenate, zip(*held, strict=True)))
-    roots: Int64Array = _roots(parent)[group]
-    return roots
+        union(parent, *map(np.concatenate, zip(*held, strict=True)))
+    return np.asarray(roots(parent)[group])
 
 
 def _record(
@@ -182,28 +181,6 @@ def _record(
     tier[heads[lost]] = number
     distance[heads[lost]] = nearest[lost]
     return after, new_heads
-
-
-def _roots(parent: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Root of every node; also flattens the trees."""
-    while True:
-        above = parent[parent]
-        if np.array_equal(above, parent):
-            return parent
-        parent[:] = above
-
-
-def _union(parent: npt.NDArray[np.int64], left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> None:
-    """Join the trees of left[k] and right[k] for all k, roots hooked under smaller roots until nothing changes."""
-    while True:
-        roots = _roots(parent)
-        a, b = roots[left], roots[right]
-        apart = a != b
-        if not apart.any():
-            return
-        a, b = a[apart], b[apart]
-        left, right = left[apart], right[apart]
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
 
 
 def split_of(clusters: UInt64Array, valid_share: float, test_share: float, seed: int) -> npt.NDArray[np.uint8]:

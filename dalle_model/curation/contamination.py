@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dalle_model.curation.hashes import UInt64Array, near_pairs
-from dalle_model.curation.vectors import near_vectors
+from dalle_model.curation.products import near_across
 
 # Digests of the pictures, their perceptual hashes, their embeddings or None.
 PictureMarks = tuple[UInt64Array, UInt64Array, npt.NDArray[Any] | None]
@@ -15,7 +15,7 @@ PictureMarks = tuple[UInt64Array, UInt64Array, npt.NDArray[Any] | None]
 def touching(ours: PictureMarks, theirs: PictureMarks, bits: int, distance: float) -> npt.NDArray[np.bool_]:
     """Which of our pictures equal one of theirs or are near one: at most ``bits`` of the hash, or ``distance`` apart.
 
-    Embeddings count when both sets have them. Near-linear in the number of pictures of both.
+    Embeddings count when both sets have them. Memory beside the marks grows linearly with the number of pictures of both.
     """
     touched = np.isin(ours[0], theirs[0])
     distinct = np.unique(np.concatenate([ours[1], theirs[1]]))
@@ -26,12 +26,5 @@ def touching(ours: PictureMarks, theirs: PictureMarks, bits: int, distance: floa
         near[left[foreign[right]]] = True
     touched |= np.isin(ours[1], distinct[near])
     if ours[2] is not None and theirs[2] is not None:
-        vectors, group = np.unique(np.concatenate([ours[2], theirs[2]]), axis=0, return_inverse=True)
-        group = group.reshape(-1)
-        foreign = np.isin(np.arange(len(vectors)), group[len(touched) :])
-        near = foreign.copy()
-        for left, right, _ in near_vectors(vectors, distance):
-            near[right[foreign[left]]] = True
-            near[left[foreign[right]]] = True
-        touched |= near[group[: len(touched)]]
+        touched |= near_across(ours[2], theirs[2], distance)
     return touched

@@ -13,6 +13,8 @@ from PIL import Image
 
 from dalle_model.images import decode_rgb, square, stack_squares
 
+MODEL_UNIT = 1 / 16384  # of the unit vectors of a given model
+
 
 class Embedding(Protocol):
     """Encoded pictures to rows of small integers, whose Euclidean distance times ``unit`` is the distance in words."""

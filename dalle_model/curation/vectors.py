@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dalle_model.curation.products import near_products
+
 Int64Array = npt.NDArray[np.int64]
 
 TABLES, PROJECTIONS = 16, 8
 # At this width a pair at the very limit shares a bucket of one table with probability 0.17 and of any with 0.95,
 # a pair at half of it with 0.9999; pairs four times as far hardly ever meet. Datar et al. 2004, equation 1.
 _WIDTH = 4.0
+_WIDE = 256  # from this width on strangers stand too near the limit for hashes
 _STEPS = 64  # places in a bucket that are compared: what bounds the work when very many vectors are alike
 _CHUNK = 65_536
-_NUMBERS = 2**23  # of a chunk: rows of a wide embedding are taken fewer at once
 
 
 def near_vectors(
@@ -22,7 +24,9 @@ def near_vectors(
 ) -> Iterator[tuple[Int64Array, Int64Array, npt.NDArray[np.float64]]]:
     """Index arrays (i, j) of rows of [n, d] at most ``radius`` apart (Euclidean), and their distances.
 
-    Locality-sensitive hashing with p-stable projections (Datar et al. 2004): near-linear in n. What it gives is
+    Wide vectors (512 of CLIP) are compared by products, see ``products.near_products``: all pairs up to 131,072 rows.
+
+    Narrow ones: locality-sensitive hashing with p-stable projections (Datar et al. 2004): near-linear in n. What it gives is
     within the radius; of the pairs that are, it misses about 5 % at the very limit and almost none at half of it.
     Equal rows are linked to the first of them. In a bucket each row is compared with the next 64 along one more
     projection, so of thousands of near copies every one is linked to some, not to all. The projections are fixed: the same vectors give the same pairs.
@@ -33,6 +37,10 @@ def near_vectors(
     if len(others):
         yield first[which[others]], others, np.zeros(len(others))
     if len(distinct) < 2 or radius <= 0:
+        return
+    if vectors.shape[1] >= _WIDE:
+        for left, right, distance in near_products(distinct, radius):
+            yield first[left], first[right], distance
         return
     bits = np.random.Philox(key=20040609)  # its raw stream is the same in every version of NumPy
     for _ in range(TABLES):
@@ -67,14 +75,13 @@ def _within_buckets(
     vectors: npt.NDArray[Any], keys: npt.NDArray[np.uint64], order: Int64Array, radius: float
 ) -> Iterator[tuple[Int64Array, Int64Array, npt.NDArray[np.float64]]]:
     left = np.arange(len(keys) - 1)
-    chunk = min(_CHUNK, max(1, _NUMBERS // vectors.shape[1]))
     for step in range(1, _STEPS + 1):
         left = left[left + step < len(keys)]
         left = left[keys[left] == keys[left + step]]
         if not len(left):
             return
-        for start in range(0, len(left), chunk):
-            a, b = order[left[start : start + chunk]], order[left[start : start + chunk] + step]
+        for start in range(0, len(left), _CHUNK):
+            a, b = order[left[start : start + _CHUNK]], order[left[start : start + _CHUNK] + step]
             distance = np.sqrt(np.square(vectors[a].astype(np.float64) - vectors[b]).sum(1))
             near = distance <= radius
             if near.any():

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dalle_model.curation.embeddings import MODEL_UNIT
 from dalle_model.curation.scorers import Pixels, Scores, folder_digest, load_model, rounded
 from dalle_model.errors import DataError, UsageError
 from dalle_model.published import checked
@@ -56,7 +57,7 @@ class VisionModel:
 
     name = "model"
     dtype: type[np.generic] = np.int16
-    unit = 1 / 16384
+    unit = MODEL_UNIT
 
     def __init__(self, folder: Path, runtime: Runtime) -> None:
         """DataError when the folder's config names no width."""

@@ -1,12 +1,14 @@
 """Models that somebody gives to curation: an own embedding for kinship, and a judge of beauty as a weight."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from support.bad_images import encoded, photo
@@ -26,6 +28,8 @@ from dalle_model.curation.vision import AestheticClassifier, AestheticHead, Visi
 from dalle_model.errors import DataError, UsageError
 from dalle_model.runtime import Runtime
 from tasks.artifacts import Manifest
+from tasks.contamination import refuse_contaminated
+from tasks.stages import CURATE
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TINY, "image_size": 32, "patch_size": 16}
@@ -128,6 +132,50 @@ def test_beauty_weighs_and_drops_nothing(
     monkeypatch.setattr(AestheticHead, "of", refuse)
     again = data.curate(config.model_copy(update={"aesthetic_weight": 0.0}), pairs)
     assert {row["weight"] for row in data.rows(again, "curated")} == {1.0}
+
+
+def test_a_set_near_training_by_the_own_model_is_refused_without_the_model(
+    dataset: tuple[Data, Manifest], clip: Path, tmp_path: Path
+) -> None:
+    data, pairs = dataset
+    turned = photo(40, 40, seed=0).transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # another hash, another picture
+    source = write_folder(
+        tmp_path / "set", {"x.png": encoded(turned, "PNG")}, [{"file_name": "x.png", "text": "turned"}]
+    )
+    foreign = data.ingest(IngestConfig(source=f"imagefolder:{source}", image_px=40))
+    images = [row["image"] for artifact in (foreign, pairs) for row in data.rows(artifact, "pairs")]
+    vectors = VisionModel(clip, Runtime()).of(images).astype(float)
+    apart = np.sort(np.linalg.norm(vectors[1:] - vectors[0], axis=1)) * VisionModel.unit
+    copied = tmp_path / "clip"
+    shutil.copytree(clip, copied)
+    config = CurateConfig(
+        valid_share=0,
+        holdout_every=10**6,
+        exclude_bits=0,
+        embedding_model=str(copied),
+        embedding_model_sha256=weights(clip),
+    )
+    job = data.job(CURATE, CurateConfig(), {"pairs": pairs})
+    near = data.curate(config.model_copy(update={"embedding_distance": float(apart[2]) * 1.001}), pairs)
+    far = data.curate(config.model_copy(update={"embedding_distance": float(apart[0]) * 0.999}), pairs)
+    unseen = data.curate(CurateConfig(valid_share=0), foreign)
+    with pytest.raises(UsageError, match=r"never measured by the model .* curate the set once with the same"):
+        refuse_contaminated(job, near, unseen)
+    measured = data.curate(config, foreign)
+    shutil.rmtree(copied)  # what is stored is enough
+    for evaluation in (measured, unseen):  # the embeddings belong to the pairs of both
+        with pytest.raises(DataError, match=r"3 of 6 training pictures touch .* or within 0\.\d+ of the embedding"):
+            refuse_contaminated(job, near, evaluation)
+        record = refuse_contaminated(job, far, evaluation)
+        assert (record["touching"], record["embedding"]) == (0, "model")
+        assert record["embedding_model_sha256"] == weights(clip)
+        assert (
+            record["embedding_digest"]
+            == VisionModel(clip, Runtime()).digest
+            == far.config["outside"]["embedding_model"]
+        )
+    by_hash = data.curate(CurateConfig(valid_share=0, exclude_bits=0), pairs)
+    assert refuse_contaminated(job, by_hash, measured)["embedding_digest"] is None
 
 
 @pytest.mark.parametrize(
