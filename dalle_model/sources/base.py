@@ -25,6 +25,7 @@ _T = TypeVar("_T")
 _READ_BYTES = 1 << 20
 _WHOLE_BYTES = 1 << 24  # objects of a bucket up to this size are read in one request
 _NAME_CHARS = 300  # of a path in an error
+_AT_HAND_S = 1e-4  # a small file in the page cache is read and digested in a quarter of that
 _COARSEST_NS = 2_000_000_000  # the clock of a file system may be as coarse as that
 _TRACE = struct.Struct("<QQqqq")
 _FOLDERS = 4096  # resolved folders that are remembered
@@ -286,12 +287,18 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath | str]) -> str:
 
     paths = iter(files)
     workers = min(8, os.cpu_count() or 1)
+    chunk, at_once = list(islice(paths, 64)), True
     with ThreadPoolExecutor(workers, "digest") as threads:
-        while chunk := list(islice(paths, 1024)):
-            # Many small files go some at a time: each is digested sooner than a thread is told of it.
+        while chunk:
+            started = time.monotonic()
+            # Several go to a thread: each is digested sooner than a thread is told of it.
             size = 1 if isinstance(root, Remote) else max(1, min(32, len(chunk) // (4 * workers)))
-            for lines in threads.map(some, (chunk[at : at + size] for at in range(0, len(chunk), size))):
+            pieces = (chunk[at : at + size] for at in range(0, len(chunk), size))
+            for lines in threads.map(some, pieces) if at_once else map(some, pieces):
                 total.update(lines)
+            # Threads help where files are large or far away; over small ones at hand they only wait for each other.
+            at_once = isinstance(root, Remote) or time.monotonic() - started > _AT_HAND_S * len(chunk)
+            chunk = list(islice(paths, 1024))
     return total.hexdigest()
 
 
