@@ -4,9 +4,9 @@ import errno
 import hashlib
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,19 +211,25 @@ def test_defect_of_the_program_is_not_taken_for_a_fault_of_the_network() -> None
         fake_store(FakeS3(get_object=[ZeroDivisionError()])).load("notes/x")
 
 
-def test_pacer_spaces_requests_only_while_refused() -> None:
+def test_pacer_spaces_requests_only_while_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only sleeping moves: a busy machine would make any real one late."""
+    now, slept = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+
+    monkeypatch.setattr("tasks.s3_backend.time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     pacer = Pacer(0.05)
-    start = time.monotonic()
     for _ in range(50):
         pacer.wait()
-    assert time.monotonic() - start < 0.05
+    assert slept == []
     pacer.report(refused=True)
-    start = time.monotonic()
     for _ in range(4):
         pacer.wait()
         pacer.report(refused=True)
-    assert time.monotonic() - start >= 0.19
+    assert slept == pytest.approx([0.05] * 4)
     pacer.report(refused=False)
-    start = time.monotonic()
     pacer.wait()
-    assert time.monotonic() - start < 0.05
+    assert len(slept) == 4
