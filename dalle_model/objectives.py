@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_model.captions import CaptionTokenizer
 from dalle_model.config import OptimConfig, TrainConfig
 from dalle_model.dalle import PAD, Dalle
 from dalle_model.errors import DataError
+from dalle_model.flops import FlopCounter
 from dalle_model.runtime import Runtime
 from dalle_model.sharding import plain
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
@@ -82,10 +82,10 @@ class Objective(ABC):
         device = next(self.network.parameters()).device
         training = self.network.training
         self.network.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounter() as counter:
             self.loss(self.network, {k: v.to(device) for k, v in row.items()}, 0)
         self.network.train(training)
-        return 3.0 * float(counter.get_total_flops())
+        return 3.0 * float(counter.total)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

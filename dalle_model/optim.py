@@ -1,5 +1,6 @@
 """Optimisers, step-size schedules and averaged weights, as small pieces that the training loop puts together."""
 
+import inspect
 import math
 from collections.abc import Iterable
 
@@ -56,7 +57,24 @@ def _orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:
     return x.transpose(-2, -1) if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class _Eager(torch.optim.Optimizer):
+    """An optimiser that leaves torch's compiler alone.
+
+    torch wraps these methods to keep them out of compiled graphs, and the first call of a wrapper imports the compiler:
+    2 s of a CPU in every process that trains. We compile blocks and never an optimiser, so the bare methods do the same.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """``torch.optim.AdamW``, whose wrapped ``step`` asks the compiler to break its graph around it."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(_Eager):
     """Momentum, orthogonalised (Jordan et al. 2024). Matrices of equal shape go through one batched product.
 
     ``torch.optim.Muon`` takes two-dimensional parameters one by one; this one also takes convolution kernels (as
@@ -114,7 +132,7 @@ def build_optimizers(network: nn.Module, config: OptimConfig) -> list[torch.opti
     groups = [{"params": g, "weight_decay": w} for g, w in ((decay, config.weight_decay), (plain, 0.0)) if g]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
+        optimizers.append(AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
     if muon:
         optimizers.append(Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay))
     for optimizer in optimizers:

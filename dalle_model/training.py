@@ -10,12 +10,11 @@ every step, by the same code, and saved in the same checkpoint.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from dalle_model.blocks import blocks_of, treated_blocks
@@ -26,7 +25,7 @@ from dalle_model.errors import DataError, DeviceError, PreflightFailed, Training
 from dalle_model.objectives import Batch, Loss, Objective
 from dalle_model.optim import build_optimizers, lr_share, set_lr, update_average
 from dalle_model.runtime import Runtime
-from dalle_model.sharding import sharded_copy, whole
+from dalle_model.sharding import exchanging_gradients, sharded_copy, whole
 
 _DROPOUT = 0xD120  # stream number under Runtime.seed
 _LEARNT = 0.1  # share of its first loss that a batch repeated in the preflight must lose at least
@@ -353,7 +352,7 @@ def _gradients(player: _Player, micro: int, runtime: Runtime, batch: Batch, step
             k: (v[start : start + micro] if v.dim() else v).to(runtime.device, non_blocking=True)
             for k, v in batch.items()
         }
-        with _in_step(player.wrapped, last=start + micro >= rows):
+        with exchanging_gradients(player.wrapped, wanted=start + micro >= rows):  # after the last part of a batch
             with runtime.autocast():
                 loss = player.loss(player.wrapped, part, step)
             (loss.total * runtime.world).backward()  # type: ignore[no-untyped-call]  # ranks are averaged, parts are summed
@@ -363,16 +362,6 @@ def _gradients(player: _Player, micro: int, runtime: Runtime, batch: Batch, step
     if runtime.world > 1:
         torch.distributed.all_reduce(stacked)
     return dict(zip(totals, stacked.tolist(), strict=True))
-
-
-@contextmanager
-def _in_step(wrapped: nn.Module, *, last: bool) -> Iterator[None]:
-    """Ranks exchange their gradients only after the last part of a batch."""
-    if isinstance(wrapped, FSDPModule):
-        wrapped.set_requires_gradient_sync(last)
-    quiet = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
-    with quiet:
-        yield
 
 
 def training_bytes(network: nn.Module, optim: OptimConfig, critic: nn.Module | None = None, *, world: int = 1) -> int:

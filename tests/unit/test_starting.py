@@ -1,0 +1,56 @@
+"""What the start of a process costs: of torch only what one rank needs is imported, and counting FLOPs is torch's count."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dalle_model.flops import FlopCounter
+
+# In a process of its own: other tests have imported all of it.
+TRAINING = """
+import sys
+import tasks.encode_images, tasks.fit_dalle, tasks.fit_tokenizer, tasks.generate
+from support.tiny_training import dalle_objective, optim_of
+from dalle_model.checkpoint import TrainState
+from dalle_model.runtime import Runtime
+from dalle_model.training import fit
+
+for optimizer in ("adamw", "muon"):
+    optim, saved = optim_of(optimizer, steps=2), []
+    objective = dalle_objective(optim, Runtime())
+    assert objective.flops_per_row() > 0
+    fit(objective, optim, Runtime(), save=saved.append)
+    state = TrainState.from_bytes(saved[0].to_bytes())
+    assert fit(objective, optim, Runtime(), resume=state).steps == 2
+print(*sorted({"torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy"} & sys.modules.keys()))
+"""
+
+
+def test_a_process_that_trains_alone_imports_neither_torchs_compiler_nor_what_shards() -> None:
+    tests = Path(__file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(tests)!r})\n{TRAINING}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_flops_are_counted_as_torch_counts_them(training: bool) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.GELU(),
+        torch.nn.ConvTranspose2d(8, 4, 2),
+        torch.nn.Flatten(2),
+        torch.nn.TransformerEncoderLayer(49, 7, 16, batch_first=True),
+        torch.nn.Linear(49, 5),
+    ).train(training)
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    with FlopCounter() as ours:
+        network(images).sum().backward()
+    with FlopCounterMode(display=False) as theirs:
+        network(images).sum().backward()
+    assert ours.total == theirs.get_total_flops() > 0
