@@ -121,6 +121,15 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> "TinyRun":
         return run_once(shared / "artifacts")
 
 
+@pytest.fixture(scope="module")
+def steps_here() -> Iterator[None]:
+    """For a module whose tests ask what steps make: they start no process of their own."""
+    from support.in_process import steps_in_this_process
+
+    with steps_in_this_process():
+        yield
+
+
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Up"]:
     """A Prefect server with a process worker and all deployments, as ``dalle up`` starts them; one per session."""

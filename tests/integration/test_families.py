@@ -25,6 +25,8 @@ from tasks.settings import Settings
 from tasks.step import StepResult
 from tasks.store import Store
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 SETS = ("generator.steps=6", "generator.checkpoint_every=2", "generator.batch_size=8", "generate.n=3")
 
 

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 from support.commands import dalle
 from support.tiny import TinyRun, command_sets
 
 from dalle_model.dalle import dalle_from_bytes
 from tasks.store import Store
+
+pytestmark = pytest.mark.usefixtures("steps_here")
 
 
 def test_text_is_learnt_first_then_pictures_from_the_same_weights(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tasks.stages import GENERATE
 from tasks.step import StepResult
 from tasks.store import Store
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 @pytest.fixture
 def store(tiny_run: TinyRun, tmp_path: Path) -> Store:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from support.bad_images import encoded, photo
 from support.commands import dalle
 from support.data_steps import write_folder
@@ -9,6 +10,8 @@ from support.tiny import TinyRun, command_sets
 from support.web_sites import Page, site
 
 from tasks.store import Store
+
+pytestmark = pytest.mark.usefixtures("steps_here")
 
 
 def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
