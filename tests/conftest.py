@@ -50,8 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """A few named files run in this process: starting others would cost more than they save. None = one per core."""
-    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+    """A few named files run in this process: starting others would cost more than they save.
+
+    All of them run in one process more than there are cores: at any moment one waits for a server or for a child.
+    """
+    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from support.fault_proxy import FaultProxy
-from support.object_stores import SECRET, artifact, free_port, rclone, shared
+from support.object_stores import SECRET, artifact, rclone, shared
+from support.processes import free_port
 
 from dalle_model.errors import CorruptObject, StoreError, StoreUnreachable, UnsafeStore, UsageError
 from tasks.artifacts import Part
@@ -83,7 +84,7 @@ def test_outage_longer_than_patience_is_one_line(proxy: FaultProxy) -> None:
     ) as error:
         artifact(store)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # ten minutes are the default
 
 
 def test_long_outage_warns_while_it_waits(proxy: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.in_process import steps_in_this_process
 from support.kills import TRAINED
 from support.processes import Driver
 from support.tiny import TinyRun, section_of
@@ -75,13 +76,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     path.write_bytes(data)
     log: list[str] = []
     settings = Settings(store=str(folder), spool=tmp_path / "spool")
-    run_step(
-        STAGES[stage],
-        section_of(stage, tiny_run.config),
-        tiny_run.inputs(stage),
-        settings,
-        lambda e: log.append(str(e.get("text", ""))),
-    )
+    with steps_in_this_process():
+        run_step(
+            STAGES[stage],
+            section_of(stage, tiny_run.config),
+            tiny_run.inputs(stage),
+            settings,
+            lambda e: log.append(str(e.get("text", ""))),
+        )
     said = "\n".join(log)
     assert "goes on from the checkpoint at step 3 of 9" in said
     assert "step 6 is damaged and is passed over" in said or "piece 6 is made again" in said, said

@@ -90,6 +90,7 @@ def test_the_chain_of_the_tests_is_the_chain_of_the_product(tiny_run: TinyRun) -
     assert ours == theirs and len(ours) == len(ORDER)
 
 
+@pytest.mark.usefixtures("steps_here")
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("stage", ["ingest", "curate"])
 def test_the_number_of_workers_changes_nothing(stage: str, workers: int, tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -100,6 +101,7 @@ def test_the_number_of_workers_changes_nothing(stage: str, workers: int, tiny_ru
     assert not result.reused
 
 
+@pytest.mark.usefixtures("steps_here")
 def test_batch_and_shard_sizes_of_drawing_do_not_change_the_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:
     """The same prompt drawn in another batch, beside other prompts, is the same picture."""
     import io

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from support.in_process import steps_in_this_process
 from support.object_stores import Server, rclone, shared
 from support.processes import Driver
 from support.tiny import ORDER, TinyRun, section_of
 
+from tasks.settings import Settings
+from tasks.stages import STAGES
+from tasks.step import run_step
 from tasks.store import Store
 
 pytestmark = pytest.mark.server
@@ -29,14 +33,27 @@ def _compare(tiny: TinyRun, store: Store, stages: tuple[str, ...]) -> None:
         assert store.verify(found) == []
 
 
-def test_the_whole_chain_on_a_strict_server_makes_what_a_folder_has(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_the_whole_chain_on_a_strict_server_makes_what_a_folder_has(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step and one with checkpoints in processes of their own, as in a run; the others in this one."""
     server = shared("moto")
-    uri = server.uri()
+    uri, spool = server.uri(), tmp_path / "spool"
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
     for stage in ORDER:
-        assert _run(tiny_run, stage, server, uri, tmp_path / "spool")["reused"] is False
+        if stage in ("ingest", "fit"):
+            assert _run(tiny_run, stage, server, uri, spool)["reused"] is False
+            continue
+        with steps_in_this_process():
+            section, settings = (
+                section_of(stage, tiny_run.config),
+                Settings(store=uri, spool=spool, endpoint_url=server.url),
+            )
+            assert run_step(STAGES[stage], section, tiny_run.inputs(stage), settings).reused is False
     _compare(tiny_run, server.store(uri), ORDER)
-    assert _run(tiny_run, "fit", server, uri, tmp_path / "spool")["reused"] is True
-    assert list((tmp_path / "spool").iterdir()) == []
+    assert _run(tiny_run, "fit", server, uri, spool)["reused"] is True
+    assert list(spool.iterdir()) == []
 
 
 def test_a_server_that_is_killed_and_started_again_keeps_what_is_finished(tiny_run: TinyRun, tmp_path: Path) -> None:

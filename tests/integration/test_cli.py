@@ -15,6 +15,8 @@ from support.tiny import ORDER, TinyRun, command_sets, fingerprints, tiny_config
 
 from flows.presets import PRESETS
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 COMMANDS = (
     "run",
     *ORDER,

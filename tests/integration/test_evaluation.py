@@ -20,7 +20,7 @@ from tasks.plain import bind
 from tasks.settings import Settings
 from tasks.store import Store
 
-pytestmark = pytest.mark.usefixtures("steps_here")
+pytestmark = [pytest.mark.usefixtures("steps_here"), pytest.mark.xdist_group("evaluation")]
 
 MANY = ("curate.valid_share=0.25", "evaluate.num_captions=24", "evaluate.num_heldout=8", "evaluate.num_unseen=32")
 

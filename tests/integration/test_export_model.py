@@ -26,6 +26,8 @@ from tasks.stages import GENERATE
 from tasks.step import load_dotted
 from tasks.store import Store
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 def test_export_writes_a_model_that_draws_and_says_what_it_was_made_from(tiny_run: TinyRun, tmp_path: Path) -> None:
     model = tiny_run.manifest("fit")

@@ -25,7 +25,7 @@ from tasks.settings import Settings
 from tasks.step import StepResult
 from tasks.store import Store
 
-pytestmark = pytest.mark.usefixtures("steps_here")
+pytestmark = [pytest.mark.usefixtures("steps_here"), pytest.mark.xdist_group("families")]
 
 SETS = ("generator.steps=6", "generator.checkpoint_every=2", "generator.batch_size=8", "generate.n=3")
 

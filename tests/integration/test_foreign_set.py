@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from support.commands import dalle
 from support.data_steps import Data, write_folder
 from support.tiny import TinyRun, command_sets
 
 from dalle_model.config import CurateConfig, IngestConfig
 from tasks.store import Store
+
+pytestmark = pytest.mark.usefixtures("steps_here")
 
 
 def test_a_foreign_set_that_training_has_seen_is_refused_and_another_one_measured(

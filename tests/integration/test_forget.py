@@ -17,6 +17,8 @@ from tasks.stages import STAGES
 from tasks.step import run_step
 from tasks.store import Store
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 @pytest.fixture
 def store(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:

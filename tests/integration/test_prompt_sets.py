@@ -113,6 +113,7 @@ def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_drawn(
         _draw(tiny_run, store, prompts_uri=uri, n=1, sampler=SamplerChange(guidance=1.0))
 
 
+@pytest.mark.xdist_group("transformers")
 def test_a_classifier_withholds_pictures_above_the_limit_and_the_rows_stay(
     tiny_run: TinyRun, store: Store, tmp_path: Path
 ) -> None:

@@ -1,13 +1,13 @@
 """Two ranks of one training over gloo on the CPU, started and stopped by the step."""
 
-import socket
 import uuid
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support.processes import Driver, marked
+from support.in_process import steps_in_this_process
+from support.processes import Driver, free_port, marked
 from support.tiny import TinyRun, section_of, tiny_config
 
 from dalle_model.errors import DeviceError, UsageError
@@ -31,12 +31,10 @@ def test_two_ranks_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "dtype": "float32"}
     two = _manifest(store, Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings).start().finish())
     alone = tiny_run.copy(tmp_path / "alone", before="fit")
-    one = _manifest(
-        alone,
-        Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), settings | {"store": str(alone), "ranks": 1})
-        .start()
-        .finish(),
-    )
+    with steps_in_this_process():
+        by_itself = Settings(**(settings | {"store": str(alone), "ranks": 1}))
+        ref = run_step(STAGES["fit"], tiny_run.config.fit, tiny_run.inputs("fit"), by_itself).ref
+    one = _manifest(alone, {"ref": ref.model_dump()})
     assert two.facts["ranks"] == 2 and one.facts["ranks"] == 1
     losses = [name for name in one.stats if "loss" in name]
     assert losses
@@ -111,9 +109,17 @@ def test_a_sharded_checkpoint_of_two_ranks_goes_on_with_one(tiny_run: TinyRun, t
     (part,) = Store.open(store).parts(fingerprint).values()
     roles = [o.role for o in part.objects]
     assert roles == ["checkpoint", "checkpoint.shard", "checkpoint.shard", "training.samples"]
-    answer = Driver("fit", config, tiny_run.inputs("fit"), settings).start().finish()
-    assert "goes on from the checkpoint at step 3 of 9" in answer["log"]
-    curve = _manifest(store, answer).stats
+    log: list[str] = []
+    with steps_in_this_process():
+        ref = run_step(
+            STAGES["fit"],
+            config,
+            tiny_run.inputs("fit"),
+            Settings(**settings),
+            lambda e: log.append(str(e.get("text", ""))),
+        ).ref
+    assert "goes on from the checkpoint at step 3 of 9" in log
+    curve = _manifest(store, {"ref": ref.model_dump()}).stats
     whole = tiny_run.manifest("fit").stats  # in the machine's own type, so near and not equal
     assert curve["final_loss"] == pytest.approx(whole["final_loss"], rel=2e-2)
 
@@ -121,9 +127,7 @@ def test_a_sharded_checkpoint_of_two_ranks_goes_on_with_one(tiny_run: TinyRun, t
 def test_two_machines_meet_and_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Two launchers on one machine: each starts its own torchrun with one rank, they meet on the loopback."""
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{probe.getsockname()[1]}"
+    meeting = f"127.0.0.1:{free_port()}"
     common = {"store": str(store), "nodes": 2, "rendezvous": meeting, "node_address": "127.0.0.1"}
     launchers = [
         Driver("fit", tiny_run.config.fit, tiny_run.inputs("fit"), common | {"spool": str(tmp_path / f"spool {i}")})
@@ -146,10 +150,7 @@ def test_a_machine_that_nobody_meets_is_a_named_error(tiny_run: TinyRun, tmp_pat
 
 
 def test_a_rank_that_is_missing_is_a_named_error_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     with (

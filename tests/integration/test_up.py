@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.prefect_server import Up, free_port
-from support.processes import DALLE, command_of, wait_for
+from support.prefect_server import Up
+from support.processes import DALLE, command_of, free_port, wait_for
 from support.tiny import TinyRun, tiny_config
 
 pytestmark = pytest.mark.server

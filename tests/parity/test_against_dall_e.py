@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from support.data_steps import Data
 from torch import Tensor, nn
-from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from dalle_model.config import ImportTokenizerConfig
 from dalle_model.errors import DataError
@@ -20,12 +20,14 @@ from dalle_model.tokenizers.dvae import argmax_codes, map_pixels
 from dalle_model.tokenizers.registry import tokenizer_from_bytes
 from tasks.stages import IMPORT_TOKENIZER
 
+pytestmark = pytest.mark.xdist_group("transformers")  # the first use of a model imports for seconds
+
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_flava_codebook_gives_the_same_logits_and_ids(blocks: int) -> None:
     torch.manual_seed(0)
-    reference = FlavaImageCodebook(
-        FlavaImageCodebookConfig(hidden_size=32, vocab_size=512, num_blocks_per_group=blocks)
+    reference = transformers.FlavaImageCodebook(
+        transformers.FlavaImageCodebookConfig(hidden_size=32, vocab_size=512, num_blocks_per_group=blocks)
     )
     with torch.no_grad():
         for p in reference.parameters():  # initial biases are zero and would hide a wrong one

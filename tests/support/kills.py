@@ -107,7 +107,7 @@ def _strike(driver: Driver, way: str, spool: Path, after_s: float, tally: Tally)
     if way.startswith(("random:", "spool")):
         driver.start()
         ready: Callable[[], Any] = (lambda: _spool_file_open(spool)) if way == "spool" else lambda: False
-        struck = wait_for(lambda: ready() or not driver.running, 60.0 if way == "spool" else after_s)
+        struck = wait_for(lambda: ready() or not driver.running, 60.0 if way == "spool" else after_s, every_s=0.01)
         if driver.running:
             driver.kill("all" if way == "spool" else way.removeprefix("random:"))
             tally.struck(way)

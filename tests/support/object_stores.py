@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from support.processes import free_port
 
 from tasks.artifacts import Manifest
 from tasks.store import Store, StoreOptions
@@ -43,13 +44,6 @@ def need(tool: str) -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from support.in_process import steps_in_this_process
 from support.processes import Driver
 from support.tiny import TinyRun, quietly
 
@@ -87,7 +88,8 @@ def overlap(
     ]
     inputs = tiny.inputs("generate")
     calm = Settings(store=str(tiny.copy(folder / "undisturbed", before="generate")))
-    wanted = [quietly(GENERATE)(config, calm, **inputs).ref for config in configs]
+    with steps_in_this_process():
+        wanted = [quietly(GENERATE)(config, calm, **inputs).ref for config in configs]
     store = Store.open(tiny.copy(folder / "disturbed", before="generate"))
     settings = {"store": store.uri, "spool": str(folder / "spool"), "grace_s": 5.0}
     runs = [_Run(Driver("generate", config, inputs, settings)) for config in configs]

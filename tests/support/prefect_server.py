@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,19 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from support.processes import DALLE, command_of, marked, marked_environment
+from support.processes import DALLE, command_of, free_port, marked, marked_environment
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 START_S = 240.0  # about 20 s on a quiet machine with two cores
 RUN_S = 300.0
 BUSY_S = 60.0
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Refused(Exception):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
-from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.config import CurateConfig, IngestConfig, ModelConfig, SamplerConfig, TokenizerConfig
@@ -22,6 +22,8 @@ from tasks.artifacts import Manifest
 from tasks.curate_scores import stored_tables
 from tasks.model_scores import model_digests
 
+pytestmark = pytest.mark.xdist_group("transformers")  # the first use of a model imports for seconds
+
 TEXTS = ["a red boat", "a blue house", "a green tree", "a small dog"]
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -32,8 +34,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("classifier"))
     torch.manual_seed(0)
     labels = {0: "normal", 1: "nsfw"}
-    config = ViTConfig(**TINY, image_size=224, patch_size=56, num_labels=2, id2label=labels)
-    ViTForImageClassification(config).save_pretrained(folder)
+    config = transformers.ViTConfig(**TINY, image_size=224, patch_size=56, num_labels=2, id2label=labels)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
     return folder
 
 
@@ -47,8 +49,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     letters = [chr(c) for c in range(97, 123)]
     vocabulary = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     text = {**TINY, "vocab_size": len(vocabulary), "max_position_embeddings": 16, "eos_token_id": len(vocabulary) - 1}
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config={**TINY, "image_size": 224, "patch_size": 56}, projection_dim=8)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=text, vision_config={**TINY, "image_size": 224, "patch_size": 56}, projection_dim=8
+        )
     ).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")

@@ -8,20 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTModel,
-)
 
 from dalle_model.config import CurateConfig, IngestConfig
 from dalle_model.curation.vision import AestheticClassifier, AestheticHead, VisionModel, model_folder
@@ -30,6 +22,8 @@ from dalle_model.runtime import Runtime
 from tasks.artifacts import Manifest
 from tasks.contamination import refuse_contaminated
 from tasks.stages import CURATE
+
+pytestmark = pytest.mark.xdist_group("transformers")  # the first use of a model imports for seconds
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TINY, "image_size": 32, "patch_size": 16}
@@ -50,7 +44,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     text = {**TINY, "vocab_size": 10, "max_position_embeddings": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=WIDTH)).save_pretrained(folder)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=VISION, projection_dim=WIDTH)
+    ).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"crop_size": 32}')
     return folder
 
@@ -186,8 +182,8 @@ def test_a_classifier_judges_by_what_its_labels_say(
     labels: list[str], values: list[float] | None, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = ViTConfig(**VISION, id2label=dict(enumerate(labels)), num_labels=len(labels))
-    model = ViTForImageClassification(config).eval()
+    config = transformers.ViTConfig(**VISION, id2label=dict(enumerate(labels)), num_labels=len(labels))
+    model = transformers.ViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 32}}')
     judge = AestheticClassifier(tmp_path, Runtime())
@@ -201,9 +197,11 @@ def test_a_classifier_judges_by_what_its_labels_say(
 @pytest.mark.parametrize("kind", ["tower", "vit"])
 def test_other_models_of_pictures_embed_too(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model: Any = ViTModel(ViTConfig(**VISION))
+    model: Any = transformers.ViTModel(transformers.ViTConfig(**VISION))
     if kind == "tower":
-        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=WIDTH))
+        model = transformers.CLIPVisionModelWithProjection(
+            transformers.CLIPVisionConfig(**VISION, projection_dim=WIDTH)
+        )
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"crop_size": 32}')
     embedding = VisionModel(tmp_path, Runtime())

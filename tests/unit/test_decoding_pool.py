@@ -132,7 +132,7 @@ def test_leaving_early_ends_the_children_at_once() -> None:
         next(stream)
         assert _children()
     assert not _children()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60  # what one of the four would be given
 
 
 def test_a_child_goes_when_its_parent_is_killed(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dalle_model.captions import train_bpe
 from dalle_model.config import SamplerConfig
 from dalle_model.errors import DataError, SourceError
 from dalle_model.language_models import LanguageModel, one_line
+
+pytestmark = pytest.mark.xdist_group("transformers")  # the first use of a model imports for seconds
 
 GREEDY = SamplerConfig(temperature=0.0)
 
@@ -23,11 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gpt2")
     captions = ["a red heart", "a clown face", "a blue heart on a red cushion"] * 3
     words = Tokenizer.from_str(train_bpe(captions, 320).decode())
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>")
     tokenizer.save_pretrained(path)
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=words.get_vocab_size(), n_positions=160, n_embd=32, n_layer=2, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(path)
+    config = transformers.GPT2Config(vocab_size=words.get_vocab_size(), n_positions=160, n_embd=32, n_layer=2, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(path)
     return path
 
 

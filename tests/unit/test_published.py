@@ -14,6 +14,8 @@ from dalle_model.errors import DataError
 from dalle_model.published import ClipJudge, InceptionFeatures, clip_scores, cmmd
 from dalle_model.runtime import Runtime
 
+pytestmark = pytest.mark.xdist_group("transformers")
+
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 16, 16))).float() / 255
 
 

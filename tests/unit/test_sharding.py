@@ -1,6 +1,5 @@
 """Two ranks over gloo: replicated and sharded networks train as one rank does, and checkpoints change hands."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from support.processes import free_port
 from support.tiny_training import dalle_objective, optim_of
 
 from dalle_model.checkpoint import TrainState
@@ -16,6 +16,8 @@ from dalle_model.errors import CorruptObject, UsageError
 from dalle_model.runtime import Runtime
 from dalle_model.sharding import write_shards
 from dalle_model.training import fit
+
+pytestmark = pytest.mark.xdist_group("sharding")
 
 STOP = 5  # the step after which the run changes hands
 
@@ -74,10 +76,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Trai
     runtime = Runtime(seed=3)
     one = {"one": _train(folder / "one", runtime, _optim("fsdp2"))}
     one["one adamw"] = _train(folder / "one adamw", runtime, _optim("fsdp2", "adamw"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (2, port, folder), nprocs=2)  # type: ignore[no-untyped-call]
+    mp.spawn(_rank, (2, free_port(), folder), nprocs=2)  # type: ignore[no-untyped-call]
     one["fsdp2 to one"] = _train(folder / "x", runtime, _optim("fsdp2"), _load(folder / "fsdp2"))
     return folder, one | {p.stem: TrainState.from_bytes(p.read_bytes()) for p in folder.glob("*.end")}
 

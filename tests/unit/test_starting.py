@@ -26,11 +26,17 @@ for optimizer in ("adamw", "muon"):
     fit(objective, optim, Runtime(), save=saved.append)
     state = TrainState.from_bytes(saved[0].to_bytes())
     assert fit(objective, optim, Runtime(), resume=state).steps == 2
-print(*sorted({"torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy"} & sys.modules.keys()))
+
+import pyarrow as pa
+from tasks.worker import _spare_pandas
+
+_spare_pandas()
+pa.table({"a": [1, 2], "b": ["x", None]})
+print(*sorted({"pandas", "torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "sympy"} & sys.modules.keys()))
 """
 
 
-def test_a_process_that_trains_alone_imports_neither_torchs_compiler_nor_what_shards() -> None:
+def test_a_process_that_trains_alone_imports_neither_torchs_compiler_nor_what_shards_nor_pandas() -> None:
     tests = Path(__file__).parents[1]
     code = f"import sys; sys.path.insert(0, {str(tests)!r})\n{TRAINING}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

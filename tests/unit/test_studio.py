@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.config import ModelConfig, SamplerConfig, TokenizerConfig
@@ -17,6 +17,8 @@ from dalle_model.runtime import Runtime
 from dalle_model.studio import ClipScorer, Studio, agreement, kept_tokens
 from dalle_model.text_to_image import TextToImage
 from dalle_model.tokenizers.registry import build_tokenizer
+
+pytestmark = pytest.mark.xdist_group("transformers")  # the first use of a model imports for seconds
 
 GRID = 4
 
@@ -127,13 +129,13 @@ def test_clip_from_a_folder_ranks_and_a_folder_without_it_is_refused(tmp_path: P
         ClipScorer(str(tmp_path / "none"))
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     words = CaptionTokenizer.from_json(train_bpe(["red heart"] * 3, 270))
-    text = CLIPTextConfig(**small, vocab_size=300, max_position_embeddings=12, eos_token_id=1)
-    vision = CLIPVisionConfig(**small, image_size=32, patch_size=8)
+    text = transformers.CLIPTextConfig(**small, vocab_size=300, max_position_embeddings=12, eos_token_id=1)
+    vision = transformers.CLIPVisionConfig(**small, image_size=32, patch_size=8)
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(
-        tmp_path
-    )
-    PreTrainedTokenizerFast(tokenizer_object=words._tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
+    transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    ).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words._tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
     scorer = ClipScorer(str(tmp_path))
     pictures = np.stack([np.asarray(Image.fromarray(picture(i)).resize((16, 16))) for i in range(3)])
     scores = scorer("red heart", pictures)
