@@ -47,7 +47,9 @@ TONE_WORDS = _word_set(
     """
 )
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-_QUOTED = re.compile(r"[\d\"“”„«»]|(?<!\w)['‘][^'’]+['’](?!\w)")
+_QUOTED = re.compile(
+    r"[\d\"“”„«»]|(?<!\w)['‘][^'’]{1,200}['’](?!\w)"
+)  # bounded: from each of many "‘" to the end is n^2
 _STREAMS = (
     "mirror",
     "crop",

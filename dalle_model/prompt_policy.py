@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from dalle_model.curation.word_lists import WordList, profanity
 
-POLICY_VERSION = 1  # raised with any rule below; the digests of the lists are recorded beside it
+POLICY_VERSION = 2  # raised with any rule below; the digests of the lists are recorded beside it
 MAX_PROMPT_CHARS = 2000
 
 # Letters that stand alone, three or more in a row: "p o r n", "p.o.r.n", "p-o-r-n".
-_SPACED = re.compile(r"(?<!\w)(?:\w[ ._\-*]+){2,}\w(?!\w)")
+# No character is both a letter and a sign between letters here, else a row of "_" could be cut up in 2^n ways.
+_SPACED = re.compile(r"(?<![^\W_])(?:[^\W_][ ._\-*]+){2,}[^\W_](?![^\W_])")
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )

@@ -20,6 +20,7 @@ POLICY = PromptPolicy.standard(OWN)
         "drag\u200bon\u00adfruit",  # zero-width space, soft hyphen
         "d r a g o n f r u i t",
         "d.r.a.g.o.n.f.r.u.i.t please",
+        "__d_r_a_g_o_n_f_r_u_i_t_",
         "drágònfrüit",
         "draaaagonfruit",
         "zorbing people",
@@ -60,3 +61,8 @@ def test_without_the_package_list_only_the_own_one_counts_and_the_record_names_w
     assert only_own.record()["lists"] == {"own list": OWN.digest}
     assert set(POLICY.record()["lists"]) == {"profanity", "own list"}
     assert PromptPolicy.standard(None, packaged=False).judge("dragonfruit") is None
+
+
+@pytest.mark.parametrize("rubbish", ["_", "_a", "a_ ", "__ ", "a ", "a  b"])
+def test_no_prompt_takes_long_to_judge(rubbish: str) -> None:
+    assert POLICY.judge((rubbish * 2000)[:1900] + "ab") is None  # a row of "_" had 2^n readings
