@@ -21,6 +21,7 @@ from flows.temporary_server import QUIET, START_DEADLINE_S, check_database, wait
 
 FLOW_GRACE_S = 30.0  # a step that is told to stop saves its checkpoint first
 SERVER_GRACE_S = 10.0
+_WORKER_ASKS_S = "2"  # for runs to start; Prefect's 10 s spare a server of many workers, and a person waits for them
 _RESTART_S = (1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -154,6 +155,7 @@ class _Machine:
             "PREFECT_HOME": str(self._lease.home),
             "PREFECT_API_URL": f"{self._address}/api",
             "DALLE_STORE": self._store,
+            "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", _WORKER_ASKS_S),
         }
         self._worker = start_prefect(
             "worker",

@@ -56,6 +56,7 @@ def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_
         assert f"API {up.url}/api" in found.stdout, "other commands do not find the running server"
 
         (worker,) = _prefect(up, "worker")
+        assert worker.environ()["PREFECT_WORKER_QUERY_SECONDS"] == "2", "a person waits for a submitted run"
         worker.kill()
         assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 60, every_s=0.2), up.output()
         assert "starting it again" in up.output()
