@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dalle_model.augmentation import augmented
 from dalle_model.config import GeneratorConfig, OptimConfig, TokenizerConfig
-from dalle_model.dcgan import DcganCritic, DcganGenerator, gan_critic_loss, gan_maker_loss
+from dalle_model.dcgan import DcganCritic, DcganGenerator, gan_critic_loss, gan_maker_loss, shifted
 from dalle_model.errors import DataError
 from dalle_model.gaussian_vae import GaussianVae
 from dalle_model.objectives import Batch, Loss, Objective
@@ -38,7 +38,13 @@ from dalle_model.tokenizers.dvae import (
 from dalle_model.tokenizers.fsq import FsqTokenizer
 from dalle_model.tokenizers.vq import VqTokenizer
 
-_NOISE, _LATENT, _CRITIC, _AUGMENT = 0x6015E, 0x1A7E, 0xC217, 0xA063  # stream numbers under Runtime.seed
+_NOISE, _LATENT, _CRITIC, _AUGMENT, _SHIFT = (
+    0x6015E,
+    0x1A7E,
+    0xC217,
+    0xA063,
+    0x5417,
+)  # stream numbers under Runtime.seed
 
 
 class _PictureObjective(Objective):
@@ -226,16 +232,28 @@ class DcganObjective(_PictureObjective):
         super().__init__(pictures, config.optim, runtime)
         self.network: nn.Module = generator
         self._latent_dim = config.latent_dim
+        self._hinge = config.critic_loss == "hinge"
+        self._shift_px = round(config.critic_shift * config.image_px)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(runtime.generator(_CRITIC).initial_seed())
             self.critic = DcganCritic(config)
         self.critic_optim = config.optim.model_copy(update={"lr": config.critic_lr})
 
+    def _seen(self, images: Tensor, batch: Batch, step: int, turn: int) -> Tensor:
+        """What the critic sees of pictures [b, 3, H, W]; ``turn`` tells the passes of one update apart."""
+        if not self._shift_px:
+            return images
+        draws = [self._runtime.generator(_SHIFT, step, int(p), turn) for p in batch["place"]]
+        limit = self._shift_px
+        offsets = torch.stack([torch.randint(-limit, limit + 1, (2,), generator=g) for g in draws])
+        return shifted(images, offsets.to(images.device))
+
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
         """Mean over the whole batch."""
         assert self.critic is not None
         made = network(self._normal(batch, step, self._latent_dim))
-        losses = gan_maker_loss(self.critic(made))
+        verdicts = self.critic(self._seen(made, batch, step, 0))
+        losses = -verdicts if self._hinge else gan_maker_loss(verdicts)
         total = losses.sum() / self._batch_size
         return Loss(total, {"loss": total.detach()})
 
@@ -243,8 +261,10 @@ class DcganObjective(_PictureObjective):
         """On pictures and as many fresh ones of the generator; real and made go through batch norm apart."""
         with torch.no_grad():
             made = self.network(self._normal(batch, step, self._latent_dim, _NOISE))
-        real, fake = critic(to_unit(batch["images"])), critic(made)
-        return _critic_terms(gan_critic_loss(real, fake), real, fake, self._batch_size)
+        real = critic(self._seen(to_unit(batch["images"]), batch, step, 1))
+        fake = critic(self._seen(made, batch, step, 2))
+        losses = hinge_critic(real[:, None], fake[:, None]) if self._hinge else gan_critic_loss(real, fake)
+        return _critic_terms(losses, real, fake, self._batch_size)
 
 
 def tokenizer_objective(

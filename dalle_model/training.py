@@ -23,7 +23,7 @@ from dalle_model.config import OptimConfig
 from dalle_model.divergence import diagnosis, suspicious_points
 from dalle_model.errors import DataError, DeviceError, PreflightFailed, TrainingDiverged, UsageError
 from dalle_model.objectives import Batch, Loss, Objective
-from dalle_model.optim import build_optimizers, lr_share, set_lr, update_average
+from dalle_model.optim import average_decay, build_optimizers, lr_share, set_lr, update_average
 from dalle_model.runtime import Runtime
 from dalle_model.sharding import exchanging_gradients, sharded_copy, whole
 
@@ -290,7 +290,7 @@ def _update(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtim
         critic.network.requires_grad_(False)
     terms = _update_player(network, run, runtime, batch, step=step, share=lr_share(optim, step))
     if run.average:
-        update_average(run.average, run.network, optim.ema)
+        update_average(run.average, run.network, average_decay(optim.ema, step))
     for critic in critics:
         critic.network.requires_grad_(True)
         if step >= objective.critic_from:

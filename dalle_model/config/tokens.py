@@ -38,7 +38,7 @@ class OptimConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Decay of the averaged weights, 0 = off. The averaged weights are the ones published.",
+        description="Decay of the averaged weights, 0 = off; less in the first updates. The averaged weights are the ones published.",
     )
     seed: int = Field(0, ge=0, description="Seed of initial weights, data order, augmentation and dropout.")
     checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints: the most work a kill can cost.")

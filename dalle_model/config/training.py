@@ -124,6 +124,22 @@ class GeneratorConfig(Section):
     )
     kl_weight: float = Field(1.0, ge=0, le=1000, description="vae: weight of the KL term; 1 = the evidence bound.")
     critic_lr: float = Field(2e-4, gt=0, le=1, description="gan: peak step size of the critic.")
+    upsampling: Literal["transposed", "resize"] = Field(
+        "transposed",
+        description="gan: transposed convolutions as published, or nearest neighbour and a convolution, which leaves no checkerboard.",
+    )
+    critic_norm: Literal["batch", "spectral"] = Field(
+        "batch", description="gan: batch norm in the critic as published, or spectral norms of its weights."
+    )
+    critic_loss: Literal["logistic", "hinge"] = Field(
+        "logistic", description="gan: the non-saturating logistic loss as published, or hinge."
+    )
+    critic_shift: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="gan: share of the side by which real and made pictures are shifted at random before the critic, at most; it then learns few pictures by heart less soon.",
+    )
     optim: OptimConfig = Field(default_factory=lambda: OptimConfig(betas=(0.9, 0.999), weight_decay=0.0, batch_size=64))
 
     @model_validator(mode="after")

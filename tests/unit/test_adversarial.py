@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dalle_model.checkpoint import TrainState
 from dalle_model.config import GeneratorConfig, OptimConfig, TokenizerConfig
-from dalle_model.dcgan import DcganCritic, DcganGenerator, gan_critic_loss, gan_maker_loss
+from dalle_model.dcgan import DcganCritic, DcganGenerator, gan_critic_loss, gan_maker_loss, shifted
 from dalle_model.gaussian_vae import GaussianVae, kl_to_standard
 from dalle_model.objectives import Objective
 from dalle_model.perceptual import fixed_distance
@@ -21,7 +21,8 @@ from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
 from dalle_model.unprompted import collapse
 
-KINDS = ("critic", "likelihood", "vae", "gan")
+KINDS = ("critic", "likelihood", "vae", "gan", "steady gan")
+STEADY = {"upsampling": "resize", "critic_norm": "spectral", "critic_loss": "hinge", "critic_shift": 0.125}
 
 
 def pictures() -> np.ndarray:  # type: ignore[type-arg]
@@ -38,8 +39,9 @@ def optim_of(**changes: object) -> OptimConfig:
 def objective_of(kind: str, optim: OptimConfig, runtime: Runtime) -> Objective:
     torch.manual_seed(1)
     small = {"image_px": 16, "width": 8, "blocks_per_group": 1, "optim": optim}
-    if kind in ("vae", "gan"):
-        generator = GeneratorConfig.model_validate(small | {"kind": kind, "latent_dim": 8})
+    if kind in ("vae", "gan", "steady gan"):
+        switches = STEADY if kind == "steady gan" else {}
+        generator = GeneratorConfig.model_validate(small | {"kind": kind.split()[-1], "latent_dim": 8} | switches)
         network = GaussianVae(generator) if kind == "vae" else DcganGenerator(generator)
         return generator_objective(network, pictures(), generator, runtime)
     config = TokenizerConfig.model_validate(
@@ -168,6 +170,77 @@ def test_dcgan_has_the_published_layers(px: int) -> None:
     # published pictures do not depend on their neighbours: batch norm uses its running figures
     noise = torch.randn(3, 100)
     torch.testing.assert_close(generator.draw(noise)[1:2], generator.draw(noise[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def steady_config(**changes: object) -> GeneratorConfig:
+    values = {"kind": "gan", "image_px": 32, "latent_dim": 8, "width": 8} | STEADY | changes
+    return GeneratorConfig.model_validate(values)
+
+
+def test_resizing_generator_gives_every_pixel_the_same_number_of_weights() -> None:
+    """A constant map stays without a checkerboard, where a transposed convolution of fresh weights makes one."""
+
+    def checkerboard(upsampling: str) -> float:
+        torch.manual_seed(0)
+        generator = DcganGenerator(steady_config(upsampling=upsampling))
+        with torch.no_grad():
+            last = generator.body[-2:] if upsampling == "resize" else generator.body[-1:]
+            inner = last(torch.rand(1, 8, 1, 1).expand(1, 8, 16, 16))[..., 4:-4, 4:-4]
+        return float(inner.std(dim=(2, 3)).max())
+
+    assert checkerboard("resize") < 1e-6 < 1e-3 < checkerboard("transposed")
+    made = DcganGenerator(steady_config()).eval().draw(torch.randn(3, 8))
+    assert made.shape == (3, 3, 32, 32) and 0 <= float(made.min()) <= float(made.max()) <= 1
+
+
+def test_spectral_critic_judges_each_picture_alone_and_with_bounded_weights() -> None:
+    torch.manual_seed(0)
+    critic = DcganCritic(steady_config())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in critic.modules())
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        for conv in (m for m in critic.body if isinstance(m, torch.nn.Conv2d)):
+            conv.parametrizations.weight.original.mul_(7)  # type: ignore[union-attr]
+        for _ in range(30):  # each training pass turns the estimate of the largest singular value once
+            critic(images)
+        for conv in (m for m in critic.eval().body if isinstance(m, torch.nn.Conv2d)):
+            assert float(torch.linalg.matrix_norm(conv.weight.flatten(1), ord=2)) == pytest.approx(1, rel=0.02)
+        torch.testing.assert_close(critic(images)[:1], critic(images[:1]), rtol=1e-4, atol=1e-6)
+
+
+def test_shifts_move_pictures_whole_and_let_gradients_through() -> None:
+    images = torch.arange(2 * 1 * 4 * 4).view(2, 1, 4, 4).float().requires_grad_()
+    moved = shifted(images, torch.tensor([[1, -2], [0, 0]]))
+    assert moved[1].equal(images[1])
+    assert moved[0, 0].tolist() == [[2, 3, 3, 3], [2, 3, 3, 3], [6, 7, 7, 7], [10, 11, 11, 11]]
+    moved.sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None and images.grad[0, 0, 0].tolist() == [0, 0, 2, 6]
+    assert images.grad[0, 0, 3].sum() == 0 and images.grad[1].eq(1).all()
+
+
+def test_critic_sees_other_shifts_of_the_same_pictures_at_each_update() -> None:
+    objective = objective_of("steady gan", optim_of(batch_size=4), Runtime(seed=1))
+    assert objective.critic is not None
+    batch, seen = objective.batch(0), []
+    objective.critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    for step in (0, 1, 0):
+        objective.critic_loss(objective.critic, batch, step)
+    first, other, again = seen[::2]  # each update shows the real pictures, then the made ones
+    plain = batch["images"] / 255
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, plain)
+    assert torch.equal(first.sort().values.unique(), plain.unique())
+
+
+def test_hinge_losses_of_the_generator_by_hand() -> None:
+    objective = objective_of("steady gan", optim_of(batch_size=4), Runtime(seed=1))
+    assert objective.critic is not None
+    batch, verdicts = objective.batch(0), []
+    objective.critic.register_forward_hook(lambda _, __, out: verdicts.append(out.detach()))
+    theirs = float(objective.critic_loss(objective.critic, batch, 0).total.detach())
+    real, made = verdicts
+    assert theirs == pytest.approx(float(0.5 * (F.relu(1 - real) + F.relu(1 + made)).mean()))
+    mine = float(objective.loss(objective.network, batch, 0).total.detach())
+    assert mine == pytest.approx(-float(verdicts[-1].mean()))
 
 
 def test_vae_learns_and_its_loss_is_a_bound_per_value() -> None:

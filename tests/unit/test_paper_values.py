@@ -1,6 +1,7 @@
 """Values of the paper's dVAE training (appendix A.2) beside its network: optimiser, averages, augmentation; and the gate."""
 
 import hashlib
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from dalle_model.augmentation import augmented, source_px
 from dalle_model.config import TokenizerConfig
 from dalle_model.errors import CodebookCollapsed, DataError
-from dalle_model.optim import build_optimizers, lr_share, update_average
+from dalle_model.optim import average_decay, build_optimizers, lr_share, update_average
 from dalle_model.perceptual import fixed_distance, vgg_distance
 from dalle_model.tokenizers.dvae import step_size
 from flows.presets import PRESETS
@@ -36,6 +37,14 @@ def test_average_moves_by_a_thousandth() -> None:
     assert float(average["weight"]) == pytest.approx(0.001)
     update_average(average, network, 0.999)
     assert float(average["weight"]) == pytest.approx(1 - 0.999**2)
+
+
+def test_average_forgets_the_initial_weights_in_a_short_run_and_is_the_papers_in_a_long_one() -> None:
+    left = math.prod(average_decay(0.999, step) for step in range(150))
+    assert left < 1e-9 < 0.8 < 0.999**150
+    assert [average_decay(0.999, step) for step in (0, 90)] == [0.1, 0.91]
+    assert average_decay(0.999, 8_000) < average_decay(0.999, 9_000) == average_decay(0.999, 2_999_999) == 0.999
+    assert average_decay(0.5, 100) == 0.5
 
 
 def test_augmentation_draws_size_place_and_side_as_the_paper_does() -> None:

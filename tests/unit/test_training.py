@@ -51,6 +51,20 @@ def test_resumed_run_equals_undisturbed_run_bit_for_bit(kind: str, stops: list[i
     assert weights(again) == weights(straight)
 
 
+def test_a_short_run_publishes_what_it_learnt_not_where_it_began() -> None:
+    """With a decay that spans more updates than the run has."""
+    runtime = Runtime(seed=3)
+    begun = [p.detach().clone() for p in dalle_objective(optim_of(), runtime).network.parameters()]
+    published, trained = (dalle_objective(optim_of(), runtime) for _ in range(2))
+    fit(published, optim_of(steps=12, ema=0.999), runtime)
+    fit(trained, optim_of(steps=12, ema=0.0), runtime)
+    norms = [
+        sum(float((p.detach() - b).square().sum()) for p, b in zip(o.network.parameters(), begun, strict=True)) ** 0.5
+        for o in (published, trained)
+    ]
+    assert norms[0] > 0.5 * norms[1] > 0
+
+
 def test_training_leaves_the_callers_random_state_alone() -> None:
     optim, runtime = optim_of(steps=2), Runtime()
     torch.manual_seed(5)
