@@ -26,6 +26,7 @@ from tasks.training import train
 ROLES = ("judge.weights", "judge.bpe")
 _INIT = 3  # stream of the initial weights under the training seed
 _PIECE = 1024
+_CHECKPOINT_EVERY = 100  # updates; a third of a shorter training, so that a kill never costs all of it
 
 
 def trained_judge(job: Job, curated: Manifest, training: PictureSet) -> tuple[Judge, tuple[ObjectRef, ...]]:
@@ -67,7 +68,7 @@ def _train(job: Job, training: PictureSet, shared: str) -> tuple[ObjectRef, ...]
         weight_decay=0.1,
         warmup_steps=20,
         final_lr_share=0.02,
-        checkpoint_every=100,
+        checkpoint_every=max(1, min(_CHECKPOINT_EVERY, job.config.judge_steps // 3)),
         log_every=20,
     )
     runtime = replace(job.runtime, seed=0)

@@ -52,6 +52,24 @@ def test_killed_after_each_checkpoint_the_curve_and_the_weights_are_the_same(
     _same(tiny_run, stage, Store.open(store))
 
 
+def test_killed_in_the_middle_of_its_judges_training_an_evaluation_goes_on_and_has_the_same_bytes(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    store = tiny_run.copy(tmp_path / "artifacts", before="evaluate")
+    driver = _driver(tiny_run, "evaluate", store, tmp_path / "spool")
+    want = tiny_run.manifest("evaluate")
+    code, _, err = driver.start(DALLE_FAULT="checkpoint.before_object:2").wait()  # after update 2 of 3
+    assert code == 1 and "was killed by signal 9" in err
+    assert sorted(Store.open(store).parts(want.fingerprint)) == [1]
+    answer = driver.start().finish()
+    assert "goes on from the checkpoint at step 1 of 3" in answer["log"]
+    made = Store.open(store).find(want.step, want.fingerprint)
+    assert made is not None and made.stats == want.stats
+    for role in ("judge.weights", "metrics", "values", "drawings", "report"):
+        assert made.object_of(role).sha256 == want.object_of(role).sha256, role
+    assert made.sha256 == want.sha256
+
+
 @pytest.mark.parametrize(
     ("stage", "damage"), [("fit-tokenizer", "flipped bit"), ("fit", "cut short"), ("fit", "zero tail")]
 )

@@ -57,7 +57,8 @@ class Tally:
 
 def aimed_moments(stage: str) -> tuple[str, ...]:
     """The fault points that a stage passes."""
-    return (*_EVERYWHERE, *(_OF_SHARDS if stage in SHARDED else ()), *(_OF_TRAINING if stage in TRAINED else ()))
+    trains = stage in (*TRAINED, "evaluate")  # an evaluation trains its judge
+    return (*_EVERYWHERE, *(_OF_SHARDS if stage in SHARDED else ()), *(_OF_TRAINING if trains else ()))
 
 
 def _ways(stage: str, random_: random.Random) -> Iterator[str]:
