@@ -50,30 +50,33 @@ def bits_per_pixel(nats_per_token: float, num_tokens: int, image_px: int) -> flo
     return nats_per_token * num_tokens / math.log(2) / image_px**2
 
 
+def halved(pictures: Tensor) -> Tensor:
+    """Pictures [n, 3, H, W] in [0, 1] at half resolution, as rows float64 [n, 3 * H/2 * W/2]: what is searched."""
+    return F.avg_pool2d(pictures.float(), 2).flatten(1).double()
+
+
 def nearest(generated: Tensor, training: Tensor) -> Tensor:
     """Index of the training picture nearest to each generated one, by mean squared error at half resolution.
 
-    generated [n, 3, H, W], training [m, 3, H, W], both in [0, 1] -> int64 [n]. Ties go to the lowest index.
+    generated [n, K], training [m, K], both ``halved`` -> int64 [n]. Ties go to the lowest index.
     """
-    small_g, small_t = (F.avg_pool2d(x.float(), 2).flatten(1) for x in (generated, training))
     # |g - t|² without the n x m x pixels difference; float64, as the difference of large sums cancels
-    cross = small_g.double() @ small_t.double().T
-    distance = small_t.double().square().sum(1) - 2 * cross
+    distance = training.square().sum(1) - 2 * (generated @ training.T)
     return distance.argmin(1)
 
 
-def recognised(generated: Tensor, training: Tensor, own_index: Tensor) -> Tensor:
+def recognised(generated: Tensor, training: Tensor, own_index: Tensor, kinds: Tensor | None = None) -> Tensor:
     """Which generated pictures have their caption's own picture as the nearest training picture -> bool [n].
 
-    generated [n, 3, H, W], training [m, 3, H, W] in [0, 1]; own_index int64 [n] into ``training``. A picture whose own
-    has an exact duplicate counts whichever of the two is found.
+    generated [n, K], training [m, K], both ``halved``; own_index int64 [n] into ``training``. kinds: int [m], equal for
+    pictures of one caption; each of them is the caption's own. A picture whose own has an exact duplicate counts
+    whichever of the two is found.
     """
     found = nearest(generated, training)
-    half = F.avg_pool2d(training.float(), 2)
-    same = (half[found] == half[own_index]).flatten(1).all(1)
-    return same | (found == own_index)
+    same = found == own_index if kinds is None else kinds[found] == kinds[own_index]
+    return same | (training[found] == training[own_index]).all(1)
 
 
 def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
-    """Share of generated pictures that are ``recognised``."""
-    return float(recognised(generated, training, own_index).double().mean())
+    """Share of generated pictures [n, 3, H, W] that are ``recognised`` among training ones [m, 3, H, W], in [0, 1]."""
+    return float(recognised(halved(generated), halved(training), own_index).double().mean())

@@ -13,7 +13,7 @@ import torch
 
 from dalle_model.features import Features
 from dalle_model.images import to_float, to_uint8
-from dalle_model.metrics import nearest, recognised
+from dalle_model.metrics import halved, recognised
 from dalle_model.sheets import Section, sectioned_sheet
 from tasks.drawing import Painter
 from tasks.fit_tokenizer import reconstruct, spread
@@ -22,6 +22,7 @@ from tasks.pictures import PictureSet
 
 UInt8 = npt.NDArray[np.uint8]
 _REPEATED_CAPTIONS = 8
+_PIECE = 512
 _REPEATS = 4  # drawings of each of them, for the variety among drawings of one caption
 
 
@@ -65,7 +66,7 @@ class Drawn:
     """One group of captions with what was drawn for them.
 
     ids: of the pairs [n], told apart where a pair is there twice. truth, made, rebuilt: uint8 [n, H, W, 3]; tokens: uint16 [n, N], of what was made.
-    found: int64 [n], row of the nearest reference picture; hit: bool [n].
+    hit, rebuilt_hit: bool [n], whether the nearest reference picture is the caption's own.
     distance: float [n], mean squared error to the caption's own picture at full resolution.
     """
 
@@ -76,7 +77,6 @@ class Drawn:
     rebuilt: UInt8
     tokens: npt.NDArray[np.uint16]
     true_tokens: npt.NDArray[np.int64]
-    found: npt.NDArray[np.int64]
     hit: npt.NDArray[np.bool_]
     rebuilt_hit: npt.NDArray[np.bool_]
     distance: npt.NDArray[np.float64]
@@ -100,13 +100,17 @@ class Easel:
     total: int  # pictures to be drawn in all, for the progress
 
     def draw(
-        self, pictures: PictureSet, chosen: npt.NDArray[np.int64], reference: torch.Tensor, offset: int, done: int = 0
+        self, pictures: PictureSet, chosen: npt.NDArray[np.int64], reference: "Reference", offset: int, done: int = 0
     ) -> Drawn:
-        """Draw the chosen captions and find the nearest of ``reference`` [m, 3, H, W]; ``offset``: row of the first own picture."""
+        """Draw the chosen captions and find the nearest of ``reference``; ``offset``: row there of the first own picture.
+
+        A caption that is there several times is drawn under as many indices, else all would be one picture.
+        """
         rows = pictures.rows.take(pa.array(chosen))
         captions = rows["caption"].to_pylist()
         truth = np.asarray(pictures.images[chosen])
-        tokens, made = self._made([(caption, 0) for caption in captions], lambda n: self._say(done + n))
+        prompts = list(zip(captions, _times_before(captions), strict=True))
+        tokens, made = self._made(prompts, lambda n: self._say(done + n))
         with self.watch.networks():
             true_tokens, rebuilt = reconstruct(self.painter.tokenizer, truth, self.painter.runtime)
         own = torch.from_numpy(chosen + offset)
@@ -119,16 +123,16 @@ class Easel:
             rebuilt=to_uint8(rebuilt),
             tokens=tokens,
             true_tokens=true_tokens.numpy(),
-            found=nearest(made, reference).numpy(),
-            hit=recognised(made, reference, own).numpy(),
-            rebuilt_hit=recognised(rebuilt, reference, own).numpy(),
+            hit=reference.recognised(made, own),
+            rebuilt_hit=reference.recognised(rebuilt, own),
             distance=error.double().numpy(),
         )
 
     def repeat(self, group: Drawn) -> Repeats:
         """Draw some captions again under other indices; the first drawing of each is there already."""
         chosen = spread(len(group.captions), _REPEATED_CAPTIONS)
-        pairs = [(caption, index) for caption in chosen for index in range(1, _REPEATS)]
+        before = _times_before(group.captions)
+        pairs = [(caption, before[caption] + more) for caption in chosen for more in range(1, _REPEATS)]
         _, again = self._made([(group.captions[caption], index) for caption, index in pairs], lambda _: None)
         groups = np.concatenate([chosen, np.array([caption for caption, _ in pairs], np.int64)])
         return Repeats(np.concatenate([group.made[chosen], to_uint8(again)]), groups)
@@ -145,14 +149,36 @@ class Easel:
         self.job.progress(done, self.total, "pictures")
 
 
-def _distinct(ids: list[str]) -> list[str]:
-    """The second of a pair that is there twice is told apart by its number."""
+class Reference:
+    """The pictures among which that nearest to a drawing is sought, made small once."""
+
+    def __init__(self, *sets: PictureSet) -> None:
+        """In pieces: as floats at full size they need eight times their memory."""
+        pieces = [each.images[i : i + _PIECE] for each in sets for i in range(0, len(each.images), _PIECE)]
+        captions = [caption for each in sets for caption in each.rows["caption"].to_pylist()]
+        numbers = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        self._rows = torch.cat([halved(to_float(np.asarray(piece))) for piece in pieces])
+        self._kinds = torch.tensor([numbers[caption] for caption in captions])
+
+    def recognised(self, pictures: torch.Tensor, own: torch.Tensor) -> npt.NDArray[np.bool_]:
+        """Float [n, 3, H, W] and the row of each one's own picture -> whether the nearest is of its caption, bool [n]."""
+        found: npt.NDArray[np.bool_] = recognised(halved(pictures), self._rows, own, self._kinds).numpy()
+        return found
+
+
+def _times_before(captions: Sequence[str]) -> list[int]:
+    """How often each caption stands before its place."""
     seen: Counter[str] = Counter()
     out = []
-    for identifier in ids:
-        seen[identifier] += 1
-        out.append(identifier if seen[identifier] == 1 else f"{identifier}#{seen[identifier]}")
+    for caption in captions:
+        out.append(seen[caption])
+        seen[caption] += 1
     return out
+
+
+def _distinct(ids: list[str]) -> list[str]:
+    """The second of a pair that is there twice is told apart by its number."""
+    return [f"{each}#{before + 1}" if before else each for each, before in zip(ids, _times_before(ids), strict=True)]
 
 
 def sheet(train: Drawn, held: Drawn | None) -> bytes:

@@ -17,7 +17,7 @@ from dalle_model.describing import describe
 from dalle_model.dual_encoder import Judge
 from dalle_model.errors import DataError
 from dalle_model.features import ModelFeatures, RandomFeatures, TokenizerFeatures
-from dalle_model.images import encode_png, to_float
+from dalle_model.images import encode_png
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
 from dalle_model.metrics import bits_per_pixel
 from dalle_model.packaged_features import ABSENT, packaged_features
@@ -28,7 +28,7 @@ from tasks.artifacts import Manifest, ObjectRef
 from tasks.contamination import refuse_contaminated
 from tasks.copies import CopyDetector, Nearest
 from tasks.drawing import Painter, load_painter
-from tasks.drawn import Drawn, Easel, Stopwatch, Timed, sheet
+from tasks.drawn import Drawn, Easel, Reference, Stopwatch, Timed, sheet
 from tasks.evaluation_report import Evidence, report
 from tasks.examples import ROLE, examples_table
 from tasks.findings import Findings, Record
@@ -146,11 +146,10 @@ def _drawn(job: Job, subject: Subject, watch: Stopwatch) -> tuple[Drawn, Drawn |
     chosen = spread(len(training.images), job.config.num_captions)
     total = len(chosen) + len(heldout.images)
     easel = Easel(job, subject.painter, watch, total)
-    reference = to_float(np.asarray(training.images))
-    train = easel.draw(training, chosen, reference, 0)
+    train = easel.draw(training, chosen, Reference(training), 0)
     if not len(heldout.images):
         return train, None, total
-    both = torch.cat([reference, to_float(np.asarray(heldout.images))])
+    both = Reference(training, heldout)
     held = easel.draw(heldout, np.arange(len(heldout.images)), both, len(training.images), done=len(chosen))
     return train, held, total
 
@@ -181,7 +180,7 @@ def _findings(job: Job, subject: Subject) -> Findings:
         "reference_pictures": len(subject.training.images),
         "picture_px": px,
         "seed": config.seed,
-        "index": 0,
+        "index": "0, and the next for a caption that was there before",
         "sampler": subject.painter.sampler.model_dump(mode="json"),
     }
     if subject.foreign:
@@ -222,7 +221,7 @@ def _packaged(found: Findings, job: Job, train: Drawn, watch: Stopwatch) -> None
         return
     network = packaged_features(replace(job.runtime, dtype=torch.float32))
     if network is None:
-        found.protocol["left_out"] = ABSENT
+        found.leave_out(ABSENT)
         job.log(ABSENT)
     else:
         measures.packaged(found, train.made, train.truth, Timed(network, watch))

@@ -58,7 +58,7 @@ def work(job: Job) -> Outcome:
     found = _findings(config, painter, detector)
     network = packaged_features(job.runtime) if config.packaged else None
     if config.packaged and network is None:
-        found.protocol["left_out"] = ABSENT
+        found.leave_out(ABSENT)
     _measure(found, made, truth, copies, detector, network)
     for name in _OF_THE_MODEL:
         if name in model.stats:

@@ -4,8 +4,9 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ _WORST = 12
 _CLOSEST = 12
 _LEAST_CAPTIONS = 3  # with a word, to say how it fares
 _HARDEST_WORDS = 8
+_LEAST_JUDGED = 10  # captions; of fewer a share is hardly known
 _ATTRIBUTES = tuple(name for name in ATTRIBUTES if name != "all")
 
 
@@ -77,7 +79,7 @@ def report(evidence: Evidence) -> ReportData:
             "parameters": f"{model.stats['parameters']:,}",
             "updates": f"{model.stats['steps']:,}",
         },
-        headlines=_headlines(evidence, against),
+        headlines=headlines(evidence, against),
         sheets=(
             Sheet(
                 "Training captions",
@@ -124,25 +126,43 @@ def _summary(evidence: Evidence) -> str:
     )
     if held is not None:
         text += f" Of {len(held.captions)} compositions it never saw, {int(held.hit.sum())} came out nearer to their own true picture than to any other."
-    return f"{text} {copied} of all {drawn} drawings are copies of training pictures."
+    text += f" {copied} of all {drawn} drawings are copies of training pictures."
+    return " ".join((text, *cautions(train, held)))
 
 
-def _headlines(evidence: Evidence, against: Comparison | None) -> tuple[Headline, ...]:
+def cautions(train: Drawn, held: Drawn | None) -> Iterator[str]:
+    """What makes the figures say less than they seem to."""
+    made = [picture.tobytes() for group in (train, held) if group for picture in group.made]
+    different, captions = len(set(made)), len({c for group in (train, held) if group for c in group.captions})
+    if different == 1 < len(made):
+        yield "All drawings are one and the same picture, whatever the caption: the figures of sets of pictures (precision, density, coverage) say nothing of such a model."
+    elif different < captions / 2:
+        yield f"Only {different} of {len(made)} drawings are different pictures: the model hardly reads its captions."
+    for group, name in ((train, "training"), (held, "held-out")):
+        if group and len(set(group.captions)) < len(group.captions) / 2:
+            yield f"The {len(group.captions)} {name} captions are only {len(set(group.captions))} different ones; the figures tell of no others."
+
+
+def headlines(evidence: Evidence, against: Comparison | None) -> tuple[Headline, ...]:
+    """The few figures that matter, each with a verdict where there are enough pictures for one."""
     figures = evidence.found.figures
     lines = [] if against is None else [_better_than_before(against)]
-    for name, title, meaning, fair, hint in (
-        ("recognisability", "Recognisable drawings", "Share of training captions whose drawing is nearest to its own original.", 0.2, "the tokenizer alone would allow {recognisability_of_reconstructions:.2f}"),
-        ("recognisability_heldout", "New compositions", "The same for combinations it never saw.", 0.1, "0.5 is a high goal"),
-        ("scene_all", "Captions met", "Share of drawings that show all that their caption says, measured in the pixels.", 0.2, "the tokenizer alone would allow {scene_all_of_reconstructions:.2f}; the wrong captions give {scene_all_chance:.2f}"),
-        ("scene_all_heldout", "Captions met, new compositions", "The same for combinations it never saw.", 0.2, "the tokenizer alone would allow {scene_all_of_reconstructions_heldout:.2f}; the wrong captions give {scene_all_chance_heldout:.2f}"),
-        ("agreement", "Words fit pictures", "How often a drawing fits its own caption better than another one, by a small judge trained beside the model.", 0.6, "true pictures reach {agreement_of_originals:.2f}; chance is 0.5 ({agreement_of_wrong_captions:.2f} with the captions mixed up)"),
+    for name, title, meaning, fair, hints in (
+        ("recognisability", "Recognisable drawings", "Share of training captions whose drawing is nearest to its own original.", 0.2, ("the tokenizer alone would allow {recognisability_of_reconstructions:.2f}",)),
+        ("recognisability_heldout", "New compositions", "The same for combinations it never saw.", 0.1, ("0.5 is a high goal",)),
+        ("scene_all", "Captions met", "Share of drawings that show all that their caption says, measured in the pixels.", 0.2, ("the tokenizer alone would allow {scene_all_of_reconstructions:.2f}", "the wrong captions give {scene_all_chance:.2f}")),
+        ("scene_all_heldout", "Captions met, new compositions", "The same for combinations it never saw.", 0.2, ("the tokenizer alone would allow {scene_all_of_reconstructions_heldout:.2f}", "the wrong captions give {scene_all_chance_heldout:.2f}")),
+        ("agreement", "Words fit pictures", "How often a drawing fits its own caption better than another one, by a small judge trained beside the model.", 0.6, ("true pictures reach {agreement_of_originals:.2f}", "chance is 0.5 ({agreement_of_wrong_captions:.2f} with the captions mixed up)")),
     ):  # fmt: skip
         if name in figures:
             goal = 0.9 if name == "agreement" else 0.5
             value = figures[name]
             verdict: Verdict = "good" if value >= goal else "fair" if value >= fair else "poor"
-            told = f"{goal:g} or more is the goal; {hint.format(**figures)}"
-            lines.append(Headline(title, value, meaning, verdict, told, value, goal))
+            told = "; ".join(
+                (f"{goal:g} or more is the goal", *(h.format(**figures) for h in hints if _known(h, figures)))
+            )
+            few = _too_few(evidence.found, name)
+            lines.append(Headline(title, value, meaning, "" if few else verdict, few or told, value, goal))
     unseen = next((s for s in ("valid", "test", "heldout") if f"bits_per_pixel_chain_{s}" in figures), None)
     if unseen:
         meaning = "How surprised tokenizer and transformer together are by pictures they did not train on; lower is better, and it compares between tokenizers."
@@ -150,6 +170,21 @@ def _headlines(evidence: Evidence, against: Comparison | None) -> tuple[Headline
         hint = f"24 is a picture of pure noise; {figures[f'bits_per_pixel_{unseen}']:.2g} of it is spent on the tokens"
         lines.append(Headline("Bits per pixel, unseen pictures", value, meaning, hint=hint))
     return (*lines, _copy_headline(evidence))
+
+
+def _known(hint: str, figures: Mapping[str, float]) -> bool:
+    """Whether all figures that a hint names are there: some are left out of sets that cannot give them."""
+    return all(field in figures for _, field, _, _ in Formatter().parse(hint) if field)
+
+
+def _too_few(found: Findings, name: str) -> str:
+    """Why a figure of a handful of pictures gets no verdict; empty where there are enough."""
+    n, low, high = found.records[name].n, found.figures[f"{name}_low"], found.figures[f"{name}_high"]
+    return (
+        f"only {n} captions, too few to judge by: the 95 % range is {low:.2f} to {high:.2f}"
+        if n < _LEAST_JUDGED
+        else ""
+    )
 
 
 def _better_than_before(against: Comparison) -> Headline:

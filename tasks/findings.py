@@ -105,6 +105,10 @@ class Findings:
             self.figures[f"{name}_low"], self.figures[f"{name}_high"] = map(_rounded, bounds)
         self.records[name] = replace(self.basis, measure=measure, **about)
 
+    def leave_out(self, what: str) -> None:
+        """Say what is not there, and why: the report and the protocol tell it."""
+        self.protocol["left_out"] = "; ".join(filter(None, (self.protocol.get("left_out"), what)))
+
     def names(self) -> list[str]:
         """The figures without the ends of their intervals."""
         return list(self.records)

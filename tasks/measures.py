@@ -151,6 +151,7 @@ def variety(into: Findings, repeats: Repeats, made: UInt8) -> None:
     across = mean_distance(thumbnails.of(to_float(made[spread(len(made), _MOST)])))
     rows = thumbnails.of(to_float(repeats.made))
     if across <= 0:
+        into.leave_out("variety: all drawings are one picture")
         return
     each = [mean_distance(rows[repeats.groups == g]) / across for g in np.unique(repeats.groups)]
     into.mean(
@@ -250,21 +251,22 @@ def agreement(into: Findings, judge: Judge, group: Drawn, known: Sequence[str], 
     about = {"features": judge.name, "features_sha256": judge.digest, "reference": "the other captions of the group"}
     captions = judge.captions(group.captions)
     made, truth = judge.pictures(group.made), judge.pictures(group.truth)
-    shifted = np.roll(np.arange(len(made)), 1)
-    measure = _OWN + "share of the other captions that fit a picture less than its own; chance is 0.5; no CLIP score"
-    fits = preference(made, captions, group.captions)
-    into.mean(f"agreement{suffix}", group.ids, fits, measure, **about)
-    for name, images in (("originals", truth), ("wrong_captions", made[shifted])):
-        values = preference(images, captions, group.captions)
-        into.mean(f"agreement_of_{name}{suffix}", group.ids, values, measure, **about)
+    if others := _others(group.captions, -1):
+        measure = (
+            _OWN + "share of the other captions that fit a picture less than its own; chance is 0.5; no CLIP score"
+        )
+        for name, images in (("", made), ("_of_originals", truth), ("_of_wrong_captions", made[others])):
+            values = preference(images, captions, group.captions)
+            into.mean(f"agreement{name}{suffix}", group.ids, values, measure, **about)
+    else:
+        into.leave_out(f"agreement{suffix}: there is no second caption to tell it from")
     near = one_word_apart(group.captions, known)
     rows = [i for i, others in enumerate(near) if others]
     if not rows:
         return
-    others = sorted({caption for i in rows for caption in near[i]})
-    scores = judge.captions(others)
-    place = {caption: number for number, caption in enumerate(others)}
-    own = (made * captions).sum(1)
+    rivals = sorted({caption for i in rows for caption in near[i]})
+    scores = judge.captions(rivals)
+    place = {caption: number for number, caption in enumerate(rivals)}
     for name, images in (("", made), ("_of_originals", truth)):
         own = (images * captions).sum(1)
         won = [float((images[i] @ scores[[place[c] for c in near[i]]].T < own[i]).mean()) for i in rows]
@@ -303,7 +305,7 @@ def published(
 def scenes(into: Findings, group: Drawn, suffix: str = "") -> None:
     """For captions of scenes, the share of drawings that meet each attribute; nothing when there are none.
 
-    ``scene_all_chance``: the same drawings beside the caption of the next one. ``suffix`` names the split.
+    ``scene_all_chance``: the same drawings beside the next other caption. ``suffix`` names the split.
     """
     rows = [i for i, caption in enumerate(group.captions) if parse_caption(caption)]
     if not rows:
@@ -317,10 +319,27 @@ def scenes(into: Findings, group: Drawn, suffix: str = "") -> None:
     for name, each in met.items():
         measure = _OWN + f"share of drawings that meet what the caption says of {name} (GenEval's question)"
         into.mean(f"scene_{name}{suffix}", list(each), list(each.values()), measure, **about)
-    controls = (
-        ("of_reconstructions", said, group.rebuilt, "of true pictures sent through the tokenizer"),
-        ("chance", said[1:] + said[:1], group.made, "of drawings beside the caption of the next one"),
-    )
+    controls = [("of_reconstructions", said, group.rebuilt, "of true pictures sent through the tokenizer")]
+    if others := _others(said, 1):
+        wrong = [said[i] for i in others]
+        controls.append(
+            ("chance", wrong, group.made, "of drawings beside the caption of the next one that has another")
+        )
+    else:
+        into.leave_out(f"scene_all_chance{suffix}: there is no second caption")
     for name, captions, pictures, words in controls:
         all_met = [(verdicts(c, pictures[i]) or {}).get("all", False) for c, i in zip(captions, rows, strict=True)]
         into.mean(f"scene_all_{name}{suffix}", ids, all_met, f"{_OWN}share that meets all, {words}", **about)
+
+
+def _others(captions: Sequence[str], step: int) -> list[int]:
+    """For each caption the row of the next one that is another, going round by ``step``; none if all are the same."""
+    n = len(captions)
+    out = []
+    for i in range(n):
+        rows = ((i + step * k) % n for k in range(1, n))
+        other = next((row for row in rows if captions[row] != captions[i]), None)
+        if other is None:
+            return []
+        out.append(other)
+    return out

@@ -30,7 +30,7 @@ from dalle_model.distances import frechet
 from dalle_model.features import RandomFeatures
 from dalle_model.images import stack_squares, to_float, to_uint8
 from dalle_model.intervals import wilson_interval
-from dalle_model.metrics import psnr, recognised, ssim
+from dalle_model.metrics import halved, psnr, recognised, ssim
 from dalle_model.sheets import Section, sectioned_sheet
 from flows.inspection import all_manifests
 from tasks.artifacts import Manifest
@@ -210,9 +210,9 @@ def measure(data: "Pictures", vae: Any, dalle: Any, out: Path) -> None:
             rebuilt, made = (x * 0.5 + 0.5 for x in (rebuilt, made))
         rebuilt, made = rebuilt.clamp(0, 1), made.clamp(0, 1)
         own = torch.tensor([int(np.flatnonzero(reference == row)[0]) for row in rows])
-        hits = recognised(made, to_float(data.images[reference]), own)
+        hits = recognised(halved(made), halved(to_float(data.images[reference])), own)
         low, high = wilson_interval(float(hits.sum()), len(hits))[:2]
-        again = recognised(rebuilt, to_float(data.images[reference]), own).double().mean()
+        again = recognised(halved(rebuilt), halved(to_float(data.images[reference])), own).double().mean()
         network = RandomFeatures()
         print(
             f"{name}: recognised {hits.double().mean():.3f} ({low:.2f} to {high:.2f}), reconstructions {again:.3f}, "

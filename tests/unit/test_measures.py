@@ -37,7 +37,6 @@ def drawn(made, captions=CAPTIONS, truth=PICTURES):
         rebuilt=truth[:n],
         tokens=tokens,
         true_tokens=tokens.astype(np.int64),
-        found=np.arange(n),
         hit=hit,
         rebuilt_hit=hit,
         distance=np.linspace(0, 1, n),
@@ -113,6 +112,39 @@ def test_words_fit_their_own_pictures_and_the_mixed_up_ones_stand_at_chance():
     figures = into.figures
     assert figures["agreement"] == figures["agreement_of_originals"] == figures["attribute_agreement"] == 1.0
     assert figures["agreement_of_wrong_captions_low"] < 0.5 < figures["agreement_of_wrong_captions_high"]
+
+
+def test_of_a_single_caption_nothing_is_said_that_needs_a_second_one():
+    into, group = Findings(), drawn(PICTURES[:6], [CAPTIONS[0]] * 6)
+    measures.agreement(into, WordJudge(), group, CAPTIONS, "_heldout")
+    measures.scenes(into, group, "_heldout")
+    assert not [name for name in into.figures if name.startswith("agreement")]
+    assert "scene_all_heldout" in into.figures and "scene_all_chance_heldout" not in into.figures
+    assert into.protocol["left_out"].startswith(
+        "agreement_heldout: there is no second caption to tell it from; scene_all"
+    )
+
+
+def test_the_wrong_caption_of_a_control_is_always_another_one():
+    """The first scene's caption stands thrice: beside itself, its drawings would meet the wrong caption, too."""
+    into, group = Findings(), drawn(PICTURES[[0, 0, 0, 1]], [*CAPTIONS[:1] * 3, CAPTIONS[1]])
+    measures.scenes(into, group)
+    measures.agreement(into, WordJudge(), group, CAPTIONS)
+    assert into.figures["scene_all"] == 1.0 and into.figures["scene_all_chance"] == 0.0
+    assert into.figures["agreement"] == 1.0 and into.figures["agreement_of_wrong_captions"] == 0.0
+
+
+def test_a_model_that_draws_one_colour_has_figures_and_what_has_none_is_told():
+    into, made = Findings(), np.full_like(PICTURES[:12], 200)
+    group = drawn(made)
+    measures.drawings(into, group)
+    measures.distributions(into, made, group.truth, group.rebuilt, [("tokenizer", RandomFeatures())])
+    measures.variety(into, Repeats(made, np.repeat([0, 1], 6)), made)
+    measures.code_health(into, group, 256)
+    measures.scenes(into, group)
+    assert into.protocol["left_out"] == "variety: all drawings are one picture" and "variety" not in into.figures
+    assert into.figures["code_perplexity_of_drawings"] == pytest.approx(1.0)
+    assert into.figures["recall"] == 0.0 and into.figures["scene_all"] == 0.0
 
 
 def everything():

@@ -54,3 +54,11 @@ def test_recognisability_is_blind_to_what_half_resolution_hides() -> None:
 def test_recognisability_accepts_an_exact_duplicate_of_the_own_picture() -> None:
     one = torch.rand(1, 3, 8, 8)
     assert metrics.recognisability(one, torch.cat([one, one]), torch.tensor([1])) == 1.0
+
+
+def test_each_picture_of_a_caption_is_its_own() -> None:
+    torch.manual_seed(0)
+    training = metrics.halved(torch.rand(4, 3, 8, 8))
+    own, found = torch.tensor([0, 0, 2]), training[[1, 2, 2]]  # each drawing is exactly one of the pictures
+    assert metrics.recognised(found, training, own).tolist() == [False, False, True]
+    assert metrics.recognised(found, training, own, torch.tensor([5, 5, 6, 7])).tolist() == [True, False, True]
