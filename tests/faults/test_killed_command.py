@@ -16,7 +16,7 @@ from tasks.store import Store
 def test_a_stopped_and_killed_prefect_run_leaves_no_process_and_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     # Far more steps than are waited for, so that the signals find the training at work.
-    sets = command_sets("train.steps=240", "train.checkpoint_every=10")
+    sets = command_sets("train.steps=240", "train.checkpoint_every=10", "train.sample_every=0")
     command = [*DALLE, "run", "tiny", "--store", str(store), "--out", str(tmp_path / "out"), "--json", *sets]
     mark = uuid.uuid4().hex
     env = marked_environment(mark, DALLE_SPOOL=str(tmp_path / "spool"))
