@@ -23,8 +23,8 @@ from dalle_model.filters import best, filter_logits, guide, pick
 _MAX_WIDTH = 16
 _NEWS = 0.05  # weight of one more guess in the share of right ones
 
-Noise = Callable[[int, int], Tensor | None]
-"""(first place, number of places) -> float32 [number, V], or None at temperature 0."""
+Noise = Callable[[int, int, int], Tensor | None]
+"""(picture, first place, number of places) -> float32 [number, V], or None at temperature 0."""
 
 
 @dataclass
@@ -56,7 +56,10 @@ class Pace:
 
 
 class Lookahead:
-    """One picture at work. ``tokens``: int64 [N], decided up to a place; what stands after it are guesses."""
+    """Pictures at work, each at its own place. ``tokens``: int64 [n, N], decided up to a place; after it stand guesses.
+
+    ``noise`` of (picture, first place, number of places); rows i and n + i of the cache are picture i's.
+    """
 
     def __init__(self, decoder: Decoder, sampler: SamplerConfig, tokens: Tensor, noise: Noise) -> None:
         self.decoder, self.sampler, self.tokens, self.noise = decoder, sampler, tokens, noise
@@ -66,48 +69,62 @@ class Lookahead:
     def decide(self, logits: Tensor, place: int, stop: int) -> Tensor:
         """Decide the tokens from ``place`` up to, not including, ``stop``.
 
-        logits: float32 [P, V] of ``place``; P is 1, or 2 under guidance. Returns those of ``stop`` [P, V], or of the last
-        place where the picture ends.
+        logits: float32 [P * n, V] of ``place``; P is 1, or 2 under guidance. Returns those of ``stop`` [P * n, V], or of
+        the last place where the picture ends.
         """
-        last = min(stop, len(self.tokens) - 1)
-        self.tokens[place] = self._drawn(logits.unsqueeze(1), place)[0]
-        self._guess(logits, place + 1)
-        while place < last:
-            width = min(self.pace.width(len(logits)), last - place)
-            found = self._read(place, width, len(logits))
-            drawn = self._drawn(found, place + 1)
-            same = (drawn[:-1] == self.tokens[place + 1 : place + width]).tolist()
-            right = same.index(False) if False in same else len(same)
-            self.pace.saw(right, right < len(same))
-            # drawn after a wrong guess, a token is no more than a guess, but a better one than that before it
-            self.tokens[place + 1 : place + 1 + width] = drawn
-            self._guess(found[:, -1], place + 1 + width)
-            place, logits = place + 1 + right, found[:, right]
-        return logits
+        n, last = len(self.tokens), min(stop, self.tokens.shape[1] - 1)
+        logits = logits.clone().view(-1, n, logits.shape[1])
+        places, width = [place] * n, self.pace.width(len(logits) * n)
+        for i in range(n):
+            self.tokens[i, place] = self._drawn(logits[:, i : i + 1], i, place)[0]
+            self._guess(logits[:, i], i, place + 1, 2 * width)
+        while at_work := [i for i in range(n) if places[i] < last]:
+            width = self.pace.width(len(logits) * len(at_work))
+            widths = [min(width, last - places[i]) for i in at_work]
+            found = self._read(at_work, [places[i] for i in at_work], widths, len(logits), n)
+            for i, seen in zip(at_work, found, strict=True):
+                right = self._take(i, places[i], seen)
+                places[i] += 1 + right
+                logits[:, i] = seen[:, right]
+        return logits.flatten(0, 1)
 
-    def _read(self, place: int, width: int, rows: int) -> Tensor:
-        """Feed the tokens at place.. -> logits [P, W, V] of the places after each."""
+    def _take(self, i: int, place: int, found: Tensor) -> int:
+        """Draw what follows the places that were read, [P, W, V]: the number of guesses that were right."""
+        width = found.shape[1]
+        drawn = self._drawn(found, i, place + 1)
+        same = (drawn[:-1] == self.tokens[i, place + 1 : place + width]).tolist()
+        right = same.index(False) if False in same else len(same)
+        self.pace.saw(right, right < len(same))
+        # drawn after a wrong guess, a token is no more than a guess, but a better one than that before it
+        self.tokens[i, place + 1 : place + 1 + width] = drawn
+        self._guess(found[:, -1], i, place + 1 + width, 2 * width)
+        return right
+
+    def _read(self, at_work: list[int], places: list[int], widths: list[int], sides: int, n: int) -> list[Tensor]:
+        """Feed each picture's tokens at its next places -> logits [P, W, V] of the places after each."""
         self.passes += 1
-        places = torch.arange(place, place + width).repeat(rows)
-        fed = self.tokens[place : place + width].repeat(rows)
-        logits = self.decoder.advance(fed, torch.arange(rows).repeat_interleave(width), places)
-        return logits.view(rows, width, -1)
+        where = torch.cat([torch.arange(p, p + w) for p, w in zip(places, widths, strict=True)])
+        rows = torch.tensor(at_work).repeat_interleave(torch.tensor(widths))
+        fed = self.tokens[rows, where]
+        rows = torch.cat([rows + side * n for side in range(sides)])
+        logits = self.decoder.advance(fed.repeat(sides), rows, where.repeat(sides))
+        return list(torch.split(logits.view(sides, len(where), -1), widths, dim=1))
 
     def _shown(self, logits: Tensor) -> Tensor:
         """[P, W, V] -> [W, V]."""
         return guide(logits.flatten(0, 1), self.sampler.guidance) if len(logits) == 2 else logits[0]
 
-    def _drawn(self, logits: Tensor, first: int) -> Tensor:
+    def _drawn(self, logits: Tensor, i: int, first: int) -> Tensor:
         """Logits [P, W, V] of places first.. -> tokens int64 [W]."""
-        return pick(self._shown(logits), self.noise(first, logits.shape[1]), self.sampler)
+        return pick(self._shown(logits), self.noise(i, first, logits.shape[1]), self.sampler)
 
-    def _guess(self, logits: Tensor, first: int) -> None:
-        """Guesses for a few places from ``first`` on, from logits [P, V] of a place before."""
-        count = min(_MAX_WIDTH, len(self.tokens) - first)
+    def _guess(self, logits: Tensor, i: int, first: int, most: int) -> None:
+        """Guesses for up to ``most`` places from ``first`` on, from logits [P, V] of a place before."""
+        count = min(most, _MAX_WIDTH, self.tokens.shape[1] - first)
         if count < 1:
             return
-        noise = self.noise(first, count)
+        noise = self.noise(i, first, count)
         shown = self._shown(logits.unsqueeze(1))
         if noise is not None:
             shown = filter_logits(shown, self.sampler) + noise
-        self.tokens[first : first + count] = best(shown)
+        self.tokens[i, first : first + count] = best(shown)

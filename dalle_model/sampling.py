@@ -26,6 +26,8 @@ from dalle_model.lookahead import Lookahead
 from dalle_model.runtime import Runtime
 
 _NOISE_BLOCK = 8  # image positions whose noise is made at once
+MOST_AHEAD = 4
+"""Pictures that are drawn several tokens a pass; more fill the decoder's rows by themselves."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def draw_with(
     done = 0
     for wave in _waves(requests, at_once):
         at_work = _Wave(decoder, [requests[i] for i in wave], sampler)
-        out[wave] = at_work.draw_ahead() if len(wave) == 1 and decoder.looks_ahead else at_work.draw()
+        ahead = len(wave) <= MOST_AHEAD and decoder.looks_ahead
+        out[wave] = at_work.draw_ahead() if ahead else at_work.draw()
         done += len(wave)
         if progress:
             progress(done, len(requests))
@@ -155,6 +158,7 @@ class _Wave:
             self.tokens[:, : self.start] = torch.tensor([r.given for r in requests])
         self.vocab = shape.image_vocab
         self.block = torch.empty(0)
+        self.blocks = [torch.empty(0)] * len(requests)
         self.passes = 0
         on = sampler.guidance != 1.0
         self.guided_from = max(self.start, sampler.guidance_from) if on else self.end
@@ -178,17 +182,18 @@ class _Wave:
         return drawn
 
     def draw_ahead(self) -> NDArray[np.uint16]:
-        """The same uint16 [1, N] of a single picture, several tokens a pass; see ``lookahead``."""
+        """The same uint16 [n, N], several tokens of each picture a pass; see ``lookahead``. For a few pictures."""
+        n = len(self.requests)
         logits = self.decoder.read([(r.prompt_ids, r.given) for r in self.requests])
-        ahead = Lookahead(self.decoder, self.sampler, self.tokens[0], self._noise_of_one)
+        ahead = Lookahead(self.decoder, self.sampler, self.tokens, self._noise_of)
         place = self.start
         while place < self.end:
             guided = self.guided_from <= place < self.guided_to
             if guided and place == self.guided_from:
-                logits = torch.cat([logits[:1], self._read_negatives(place)])
+                logits = torch.cat([logits[:n], self._read_negatives(place)])
             stop = self.guided_to if guided else self.guided_from if place < self.guided_from else self.end
             stop = min(stop, self.end)
-            logits = ahead.decide(logits if guided else logits[:1], place, stop)
+            logits = ahead.decide(logits if guided else logits[:n], place, stop)
             place, self.passes = stop, ahead.passes
         drawn: NDArray[np.uint16] = self.tokens.numpy().astype(np.uint16)
         return drawn
@@ -198,16 +203,17 @@ class _Wave:
         prefixes = [(r.negative_ids, given) for r, given in zip(self.requests, so_far, strict=True)]
         return self.decoder.read(prefixes, first_row=len(self.requests))
 
-    def _noise_of_one(self, first: int, count: int) -> Tensor | None:
-        """Noise of places first.. of the only picture, made in blocks as it is asked for."""
+    def _noise_of(self, picture: int, first: int, count: int) -> Tensor | None:
+        """Noise of places first.. of one picture, made in blocks as it is asked for."""
         if self.sampler.temperature == 0.0:
             return None
-        made, end = len(self.block), first + count - self.start
+        block = self.blocks[picture]
+        made, end = len(block), first + count - self.start
         if end > made:
             more = min(-(-(end - made) // _NOISE_BLOCK) * _NOISE_BLOCK, self.end - self.start - made)
-            block = torch.from_numpy(picture_noise(self.requests[0].key, self.vocab, more, self.start + made))
-            self.block = torch.cat([self.block.view(-1, self.vocab), block])
-        return self.block[first - self.start : end]
+            fresh = torch.from_numpy(picture_noise(self.requests[picture].key, self.vocab, more, self.start + made))
+            self.blocks[picture] = block = torch.cat([block.view(-1, self.vocab), fresh])
+        return block[first - self.start : end]
 
     def _noise(self, place: int) -> Tensor | None:
         if self.sampler.temperature == 0.0:

@@ -12,7 +12,7 @@ from dalle_model.dalle import Dalle, DalleShape, build_dalle
 from dalle_model.decoder import Decoder
 from dalle_model.lookahead import Lookahead, Pace
 from dalle_model.runtime import Runtime
-from dalle_model.sampling import Request, draw_with
+from dalle_model.sampling import MOST_AHEAD, Request, draw_with
 
 SHAPE = DalleShape(text_vocab=40, max_text_tokens=6, image_vocab=64, grid=4)
 SAMPLERS = [
@@ -58,13 +58,16 @@ def at_width(decoder: Decoder, queries: int) -> None:
 
 
 def compared(decoder: Decoder, sampler: SamplerConfig, seeds: int) -> None:
-    """Pictures drawn alone, which look ahead, and the same ones in pairs, which go token by token."""
-    asked = [
-        Request((1 + i % 6,), str(i), given=(3,) * (i % 3) if i % 4 else ()) for i in range(seeds) for _ in range(2)
-    ]
-    alone = draw_with(decoder, asked[::2], sampler, batch_size=1)
-    paired = np.concatenate([draw_with(decoder, asked[i : i + 2], sampler) for i in range(0, len(asked), 2)])
-    assert np.array_equal(alone, paired[::2])
+    """Pictures drawn alone and a few at once, which look ahead, and the same ones in a crowd, which go token by token."""
+    asked = [Request((1 + i % 6,), str(i), given=(3,) * (i % 3) if i % 4 else ()) for i in range(seeds)]
+    alone = draw_with(decoder, asked, sampler, batch_size=1)
+    few = [Request((1 + i % 6,), str(i)) for i in range(MOST_AHEAD)]
+    crowd = draw_with(decoder, few * 2, sampler)
+    assert np.array_equal(
+        np.concatenate([draw_with(decoder, [r] * (MOST_AHEAD + 1), sampler)[:1] for r in asked]), alone
+    )
+    assert np.array_equal(draw_with(decoder, few, sampler), crowd[:MOST_AHEAD])
+    assert np.array_equal(draw_with(decoder, few[:2], sampler), crowd[:2])
 
 
 @pytest.mark.parametrize(
@@ -84,12 +87,24 @@ def test_a_trained_model_draws_the_same_pictures_in_fewer_passes(trained: Dalle,
     at_width(decoder, 8)
     for sampler in SAMPLERS[::2]:
         compared(decoder, sampler, seeds=3)
-    tokens = torch.zeros(16, dtype=torch.long)
+    tokens = torch.zeros(1, 16, dtype=torch.long)
     ahead = Lookahead(decoder, SamplerConfig(temperature=0.0), tokens, lambda *_: None)
     decoder.forget()
     ahead.decide(decoder.read([((2,), ())]), 0, 16)
     assert ahead.passes <= 11  # token by token it would be 15
-    assert tokens.tolist() == draw_with(decoder, [Request((2,), "")], SamplerConfig(temperature=0.0))[0].tolist()
+    assert tokens.tolist() == draw_with(decoder, [Request((2,), "")], SamplerConfig(temperature=0.0)).tolist()
+
+
+def test_pictures_at_work_together_take_fewer_passes_than_one_after_the_other(trained: Dalle) -> None:
+    decoder, sampler = Decoder(trained, Runtime()), SamplerConfig(temperature=0.0)
+    at_width(decoder, 16)
+    tokens = torch.zeros(3, 16, dtype=torch.long)
+    ahead = Lookahead(decoder, sampler, tokens, lambda *_: None)
+    decoder.forget()
+    ahead.decide(decoder.read([((kind,), ()) for kind in (2, 3, 5)]), 0, 16)
+    assert ahead.passes <= 13  # each passes as often as it needs, and the one that is done waits for nobody
+    one_by_one = [draw_with(decoder, [Request((kind,), "")], sampler)[0].tolist() for kind in (2, 3, 5)]
+    assert tokens.tolist() == one_by_one
 
 
 def test_the_pace_follows_the_share_of_right_guesses_and_what_passes_cost() -> None:
