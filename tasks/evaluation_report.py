@@ -140,7 +140,8 @@ def cautions(train: Drawn, held: Drawn | None) -> Iterator[str]:
         yield f"Only {different} of {len(made)} drawings are different pictures: the model hardly reads its captions."
     for group, name in ((train, "training"), (held, "held-out")):
         if group and len(set(group.captions)) < len(group.captions) / 2:
-            yield f"The {len(group.captions)} {name} captions are only {len(set(group.captions))} different ones; the figures tell of no others."
+            texts = len(set(group.captions))
+            yield f"The {len(group.captions)} {name} captions are only {texts} different text{'s' if texts > 1 else ''}; the figures tell of no others."
 
 
 def headlines(evidence: Evidence, against: Comparison | None) -> tuple[Headline, ...]:
@@ -161,7 +162,7 @@ def headlines(evidence: Evidence, against: Comparison | None) -> tuple[Headline,
             told = "; ".join(
                 (f"{goal:g} or more is the goal", *(h.format(**figures) for h in hints if _known(h, figures)))
             )
-            few = _too_few(evidence.found, name)
+            few = _too_few(evidence, name)
             lines.append(Headline(title, value, meaning, "" if few else verdict, few or told, value, goal))
     unseen = next((s for s in ("valid", "test", "heldout") if f"bits_per_pixel_chain_{s}" in figures), None)
     if unseen:
@@ -177,14 +178,15 @@ def _known(hint: str, figures: Mapping[str, float]) -> bool:
     return all(field in figures for _, field, _, _ in Formatter().parse(hint) if field)
 
 
-def _too_few(found: Findings, name: str) -> str:
-    """Why a figure of a handful of pictures gets no verdict; empty where there are enough."""
-    n, low, high = found.records[name].n, found.figures[f"{name}_low"], found.figures[f"{name}_high"]
-    return (
-        f"only {n} captions, too few to judge by: the 95 % range is {low:.2f} to {high:.2f}"
-        if n < _LEAST_JUDGED
-        else ""
-    )
+def _too_few(evidence: Evidence, name: str) -> str:
+    """Why a figure of a handful of captions gets no verdict, however often each is drawn; empty where there are enough."""
+    group = evidence.held if name.endswith("_heldout") and evidence.held else evidence.train
+    n, figures = len(set(group.captions)), evidence.found.figures
+    low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+    if n >= _LEAST_JUDGED:
+        return ""
+    what = "1 caption" if n == 1 else f"{n} different captions"
+    return f"only {what}, too few to judge by: the 95 % range is {low:.2f} to {high:.2f}"
 
 
 def _better_than_before(against: Comparison) -> Headline:
