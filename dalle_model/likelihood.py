@@ -6,6 +6,7 @@ over the 256 of them, so figures compare between tokenizers of any kind and with
 """
 
 import math
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +55,15 @@ def sequence_nats(model: Dalle, rows: TokenRows, runtime: Runtime) -> tuple[Floa
     return text_nats, image_nats
 
 
+def _has_density(tokenizer: ImageTokenizer) -> TypeGuard[DvaeTokenizer]:
+    """Whether the decoder's own density was trained."""
+    return isinstance(tokenizer, DvaeTokenizer) and tokenizer.config.likelihood == "logit_laplace"
+
+
 class PixelLikelihood:
     """Mass of each 8-bit value given a picture's tokens.
 
-    dVAE: the logit-Laplace of its decoder (paper, equation 2), integrated over each value's bin. Every other tokenizer
+    dVAE: the logit-Laplace of its decoder (paper, equation 2), integrated over each value's bin, where that was trained. Every other tokenizer
     decodes to one picture: residuals to it follow a mixture of Laplace distributions of fixed scales around the decoded
     value, integrated over each bin, and of the uniform one; its weights, per colour channel, are fitted to training
     pictures by EM.
@@ -69,16 +75,17 @@ class PixelLikelihood:
         """``training`` uint8 [m, H, W, 3] with their ids [m, N]: what the mixture is fitted to."""
         self._tokenizer = tokenizer
         self._runtime = runtime
-        self.name = "logit-Laplace of the decoder" if isinstance(tokenizer, DvaeTokenizer) else "fitted Laplace mixture"
+        self._dvae = tokenizer if _has_density(tokenizer) else None
+        self.name = "logit-Laplace of the decoder" if self._dvae is not None else "fitted Laplace mixture"
         self.weights: FloatArray = np.full((3, len(SCALES) + 1), 1 / (len(SCALES) + 1))  # [channel, part]
-        if not isinstance(tokenizer, DvaeTokenizer):
+        if self._dvae is None:
             made = self._decoded(ids)
             self.weights = np.stack([_fit_mixture(training[..., c], made[..., c]) for c in range(3)])
 
     def nats(self, pictures: UInt8, ids: npt.NDArray[np.uint16]) -> FloatArray:
         """-ln p of whole pictures uint8 [n, H, W, 3] given their ids [n, N] -> float64 [n]."""
-        if isinstance(self._tokenizer, DvaeTokenizer):
-            return self._dvae_nats(self._tokenizer, pictures, ids)
+        if self._dvae is not None:
+            return self._dvae_nats(self._dvae, pictures, ids)
         made = self._decoded(ids)
         out = np.zeros(len(pictures))
         for number, (picture, decoded) in enumerate(zip(pictures, made, strict=True)):

@@ -33,6 +33,7 @@ from dalle_model.tokenizers.dvae import (
     kl_weight,
     logit_laplace_nll,
     map_pixels,
+    normal_dvae_loss,
     temperature,
 )
 from dalle_model.tokenizers.fsq import FsqTokenizer
@@ -197,11 +198,11 @@ class DvaeObjective(_PictureObjective):
         self._config = config
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Temperature over the first 5 % (paper: 150,000 of 3,000,000), KL weight over the first 0.2 %."""
-        steps = self._config.optim.steps
+        """In the paper the temperature falls over 5 % (150,000 of 3,000,000), the KL weight rises over 0.2 %."""
+        config, steps = self._config, self._config.optim.steps
         return {
-            "temperature": temperature(step, self._config.final_temperature, max(1, math.ceil(steps * 0.05))),
-            "kl_weight": kl_weight(step, self._config.kl_weight, max(1, math.ceil(steps * 0.002))),
+            "temperature": temperature(step, config.final_temperature, math.ceil(steps * config.temperature_share)),
+            "kl_weight": kl_weight(step, config.kl_weight, math.ceil(steps * config.kl_ramp_share)),
         }
 
     def loss(self, network: nn.Module, batch: Batch, step: int) -> Loss:
@@ -217,8 +218,9 @@ class DvaeObjective(_PictureObjective):
         )
         maps, logits = network(mapped, now["temperature"], noise)
         share = len(mapped) / self._batch_size
-        total = dvae_loss(mapped, maps, logits, now["kl_weight"]) * share
-        likelihood = dvae_loss(mapped, maps.detach(), logits.detach(), 0.0) * share
+        of = normal_dvae_loss if self._config.likelihood == "normal" else dvae_loss
+        total = of(mapped, maps, logits, now["kl_weight"]) * share
+        likelihood = of(mapped, maps.detach(), logits.detach(), 0.0) * share
         mse = F.mse_loss(torch.sigmoid(maps.detach()[:, :3]), mapped) * share
         return Loss(total, {"loss": total.detach(), "nll_per_value": likelihood, "l2": mse})
 

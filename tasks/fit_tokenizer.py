@@ -21,6 +21,8 @@ from dalle_model.picture_objectives import tokenizer_objective
 from dalle_model.runtime import Runtime
 from dalle_model.sheets import contact_sheet
 from dalle_model.tokenizers.base import ImageTokenizer
+from dalle_model.tokenizers.dvae import DvaeTokenizer
+from dalle_model.tokenizers.dvae_start import scale_to_pictures
 from dalle_model.tokenizers.registry import build_tokenizer, tokenizer_to_bytes
 from tasks.job import Job, Outcome
 from tasks.pictures import PictureSet, curated_table, load_pictures
@@ -31,6 +33,7 @@ _INIT = 1  # stream of the initial weights under the training seed
 _SHOWN = 32
 _DRAWN = 8  # pictures reconstructed at each look
 _MEASURED = 512
+_SCALED_ON = 128
 
 
 def work(job: Job) -> Outcome:
@@ -45,6 +48,11 @@ def work(job: Job) -> Outcome:
     with training_runtime(job, config.optim.seed) as runtime:
         # where the perceptual weights lie is not part of what is made
         tokenizer = build_tokenizer(config.model_copy(update={"perceptual_file": ""}), runtime.generator(_INIT))
+        if isinstance(tokenizer, DvaeTokenizer) and config.start == "data":
+            few = rows.take(pa.array(spread(rows.num_rows, _SCALED_ON)))
+            scale_to_pictures(
+                tokenizer, to_float(np.asarray(load_pictures(job, curated, few, config.image_px, "start").images))
+            )
         objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime, _perceptual(job, config))
         shown = load_pictures(
             job, curated, rows.take(pa.array(spread(rows.num_rows, _DRAWN))), config.image_px, "shown"

@@ -104,6 +104,20 @@ class TokenizerConfig(Section):
         6.6, ge=0, description="Final weight of the dVAE's KL term, in the paper's scaling (recipe 1A)."
     )
     final_temperature: float = Field(1 / 16, gt=0, le=1, description="Final Gumbel-softmax temperature of the dVAE.")
+    temperature_share: float = Field(
+        0.05, gt=0, le=1, description="dvae: share of the updates in which the temperature falls (paper: 0.05)."
+    )
+    kl_ramp_share: float = Field(
+        0.002, gt=0, le=1, description="dvae: share of the updates in which the KL weight rises (paper: 0.002)."
+    )
+    likelihood: Literal["logit_laplace", "normal"] = Field(
+        "logit_laplace",
+        description="dvae: density of a value given the codes: the paper's, or normal with deviation 0.1, which is the squared error. A run of some hundred updates on white grounds ends in white pictures with the former.",
+    )
+    start: Literal["paper", "data"] = Field(
+        "paper",
+        description="dvae: initial weights as in the paper, or scaled on training pictures so that codes differ between them from the first update on; for runs of some hundred updates.",
+    )
     min_perplexity_share: float = Field(
         0.02,
         ge=0,
@@ -115,7 +129,7 @@ class TokenizerConfig(Section):
     )
     loss: Literal["l1_l2", "logit_laplace"] = Field(
         "l1_l2",
-        description="fsq, vq: absolute and squared error mixed by l1_share, or the paper's logit-Laplace likelihood. The dvae always has the latter.",
+        description="fsq, vq: absolute and squared error mixed by l1_share, or the paper's logit-Laplace likelihood. For the dvae see likelihood.",
     )
     perceptual_weight: float = Field(
         0.0,

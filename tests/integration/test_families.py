@@ -22,6 +22,7 @@ from tasks.artifacts import Manifest, ObjectRef
 from tasks.drawing import load_painter
 from tasks.plain import bind
 from tasks.settings import Settings
+from tasks.stages import STAGES
 from tasks.step import StepResult
 from tasks.store import Store
 
@@ -115,6 +116,21 @@ def test_a_call_that_needs_a_transformer_says_so(family: Family) -> None:
     with pytest.raises(DataError, match="has no image tokenizer"):
         _ = painter.tokenizer
     assert painter.words.encode("anything") == [] and not painter.reads_prompts
+
+
+def test_a_dvae_may_begin_with_weights_scaled_on_its_own_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:
+    settings = Settings(store=str(tiny_run.copy(tmp_path / "artifacts", before="fit-tokenizer")))
+    tokenizer = tiny_config().tokenizer
+    optim = tokenizer.optim.model_copy(update={"steps": 1, "lr": 1e-9})  # next to nothing is learnt
+    changes = {"kind": "dvae", "num_codes": 64, "min_perplexity_share": 0.0, "optim": optim}
+    perplexity = []
+    for start in ("paper", "data"):
+        config = tokenizer.model_copy(update={**changes, "start": start})
+        result = quietly(STAGES["fit-tokenizer"])(config, settings, curated=tiny_run.results["curate"].ref)
+        made = Store.open(settings.store).find(result.ref.step, result.ref.fingerprint)
+        assert made is not None
+        perplexity.append(made.stats["code_perplexity"])
+    assert perplexity[1] > 2 * perplexity[0]
 
 
 class _FakeJob:

@@ -55,6 +55,18 @@ def test_a_picture_costs_what_its_pixels_cost_alone_and_never_endless_bits(kind:
     assert np.exp(-(nats - nats[0] + own[0])).sum() == pytest.approx(1.0, rel=1e-6)
 
 
+def test_a_dvae_of_the_squared_error_is_judged_by_a_fitted_density_as_its_own_was_not_trained() -> None:
+    tokenizer = tokenizer_of("dvae")
+    tokenizer.config = tokenizer.config.model_copy(update={"likelihood": "normal"})
+    ids = tokenizer.encode(to_float(PICTURES)).numpy().astype(np.uint16)
+    fitted = PixelLikelihood(tokenizer, PICTURES, ids, Runtime())
+    before = fitted.nats(PICTURES, ids)
+    with torch.no_grad():
+        tokenizer.decoder.output.bias[3:] += 1  # ln b
+    assert np.array_equal(fitted.nats(PICTURES, ids), before)
+    assert (fitted.name, likelihood("dvae")[0].name) == ("fitted Laplace mixture", "logit-Laplace of the decoder")
+
+
 def test_noise_costs_all_its_bits_and_known_pictures_fewer() -> None:
     noise = np.random.default_rng(0).integers(0, 256, PICTURES.shape, dtype=np.uint8)
     pixels, ids = likelihood("fsq", noise)

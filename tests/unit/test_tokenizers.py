@@ -3,12 +3,14 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dalle_model.config import TokenizerConfig
 from dalle_model.errors import DataError
+from dalle_model.metrics import code_usage
 from dalle_model.picture_objectives import DvaeObjective
 from dalle_model.runtime import Runtime
 from dalle_model.tokenizers import registry
@@ -24,10 +26,12 @@ from dalle_model.tokenizers.dvae import (
     kl_weight,
     logit_laplace_nll,
     map_pixels,
+    normal_dvae_loss,
     step_size,
     temperature,
     unmap_pixels,
 )
+from dalle_model.tokenizers.dvae_start import scale_to_pictures
 from dalle_model.tokenizers.encoding import prepared
 from dalle_model.tokenizers.fsq import FsqTokenizer
 from dalle_model.tokenizers.vq import VqTokenizer
@@ -244,6 +248,57 @@ def test_objective_uses_the_papers_loss_whatever_the_micro_batch() -> None:
         objective.loss(tokenizer, {k: v[i : i + 2] for k, v in batch.items()}, 500).total.item() for i in (0, 2, 4)
     ]
     assert sum(parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_normal_likelihood_by_hand_and_without_a_say_on_ln_b() -> None:
+    """sigmoid(0) = 0.5 against 0.7 is two deviations: half of 4, plus beta / 192 * ln K for one certain code of 4."""
+    mapped, maps = torch.full((2, 3, 16, 16), 0.7), torch.zeros(2, 6, 16, 16, requires_grad=True)
+    logits = torch.zeros(2, 4, 2, 2)
+    logits[:, 1] = 200
+    loss = normal_dvae_loss(mapped, maps, logits, beta=6.6)
+    assert loss.item() == pytest.approx(2 + 6.6 / 192 * math.log(4), rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert maps.grad is not None and maps.grad[:, 3:].eq(0).all() and maps.grad[:, :3].ne(0).all()
+
+
+def test_constant_guess_on_a_mostly_white_pixel_is_the_median_of_one_density_and_the_mean_of_the_other() -> None:
+    mapped = map_pixels(torch.tensor([1.0] * 7 + [0.0] * 3)).view(10, 1, 1, 1).expand(10, 3, 1, 1)
+    guesses = torch.linspace(-2.2, 2.2, 89)
+    found = []
+    for of in (dvae_loss, normal_dvae_loss):
+        maps = [torch.cat([torch.full((10, 3, 1, 1), float(g)), torch.zeros(10, 3, 1, 1)], 1) for g in guesses]
+        losses = [float(of(mapped, m, torch.zeros(10, 2, 1, 1), 0.0)) for m in maps]
+        found.append(float(unmap_pixels(torch.sigmoid(guesses[int(np.argmin(losses))]))))
+    assert found == pytest.approx([1.0, 0.7], abs=0.02)
+
+
+def test_switches_of_a_short_run_reach_the_objective() -> None:
+    changes = {"likelihood": "normal", "temperature_share": 1.0, "kl_ramp_share": 0.5}
+    config = SMALL["dvae"].model_copy(
+        update={"optim": SMALL["dvae"].optim.model_copy(update={"steps": 100}), **changes}
+    )
+    pictures = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8).numpy()
+    tokenizer = DvaeTokenizer(config)
+    objective = DvaeObjective(tokenizer, pictures, config, Runtime())
+    assert objective.schedule(50) == {"temperature": pytest.approx((1 + 1 / 16) / 2), "kl_weight": pytest.approx(6.6)}
+    loss = objective.loss(tokenizer, objective.batch(0), 0)
+    assert float(loss.total.detach()) == pytest.approx(50 * float(loss.terms["l2"]), rel=1e-4)  # no KL in update 0
+
+
+def test_weights_scaled_on_pictures_tell_them_apart_from_the_first_update_on() -> None:
+    config = SMALL["dvae"]
+    torch.manual_seed(0)
+    tokenizer = DvaeTokenizer(config)
+    images = torch.ones(48, 3, 16, 16)  # white grounds, a coloured square in each
+    images[:, :, 4:12, 4:12] = torch.rand(48, 3, 1, 1)
+    before = code_usage(tokenizer.encode(images), 256)[0]
+    scale_to_pictures(tokenizer, images)
+    assert code_usage(tokenizer.encode(images), 256)[0] > max(20, 3 * before)
+    logits = tokenizer.encoder(map_pixels(images))
+    torch.testing.assert_close(logits.std((0, 2, 3)), torch.full((256,), 2.0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(256), rtol=0, atol=1e-3)
+    read = tokenizer.decoder.read_ids(logits.argmax(1))
+    torch.testing.assert_close(read.std((0, 2, 3)), torch.ones(read.shape[1]), rtol=1e-2, atol=1e-2)
 
 
 def test_schedules_at_their_corners() -> None:
