@@ -176,12 +176,11 @@ def test_the_same_values_written_otherwise_rerun_nothing(tiny_run: TinyRun) -> N
 
 def test_a_changed_knob_runs_that_stage_and_reuses_the_others(tiny_run: TinyRun, store: str, tmp_path: Path) -> None:
     sets = command_sets("evaluate.num_captions=3")
-    command = [*DALLE, "run", "tiny", "--plain", "--store", store, "--out", str(tmp_path / "out"), "--json", *sets]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    artifacts = json.loads(ended.stdout.splitlines()[-1])["artifacts"]
+    said = dalle("run", "tiny", "--plain", "--store", store, "--out", str(tmp_path / "out"), "--json", *sets)
+    assert said.code == 0, said.err
+    artifacts = said.payload["artifacts"]
     assert [stage for stage, entry in artifacts.items() if not entry["reused"]] == ["evaluate"]
-    assert "nothing to do" not in ended.stderr
+    assert "nothing to do" not in said.err
 
 
 # one command per stage

@@ -114,6 +114,7 @@ def encoded(tiny: TinyRun, folder: Path, *sets: str) -> Encoded:
     return Encoded(rows, manifest.sha256)
 
 
+@pytest.mark.usefixtures("steps_here")
 def test_copies_are_extra_token_rows_of_training_pairs_that_name_their_pair(tiny_run: TinyRun, tmp_path: Path) -> None:
     sets = ("encode.augment.copies=2", 'encode.augment.templates=["an icon of {}"]', "encode.augment.aliases=1")
     made = encoded(tiny_run, tmp_path / "a", *sets)
