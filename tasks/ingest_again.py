@@ -142,7 +142,7 @@ def _tried_again(
             if isinstance(result, Decoded):
                 pairs.add(pair_row(item, piece.source, result))
             rows[place] = outcome_row(item, piece.source.name, result)
-            progress.show()
+            progress.show(piece.source)
         ledger.add_table(pa.Table.from_pylist(rows, schema=LEDGER))
         objects = (
             job.put(pairs.finish(), ext="parquet", role="pairs", rows=counts.kept),

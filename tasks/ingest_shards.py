@@ -54,8 +54,17 @@ class Progress:
     def __post_init__(self) -> None:
         self.watch = FetchWatch(self.job.config.fetch.min_success)
 
-    def show(self) -> None:
+    def show(self, source: Weighted) -> None:
+        """One more row of ``source``: of how many rows, or, where only reading tells these, of how many bytes."""
         self.done += 1
+        if self.done >= self.total:
+            read, size = source.bytes_read()
+            if size:
+                unit, scale = ("MB", 2**20) if size >= 2**26 else ("kB", 2**10)
+                total = -(-size // scale)
+                done = min(read // scale, total - 1)  # the last row may still be in the decoder
+                self.job.progress(done, total, unit=unit, images=self.done)
+                return
         self.job.progress(self.done, self.total if self.done < self.total else self.done + 1, unit="images")
 
 
@@ -152,7 +161,7 @@ def next_shard(
             if isinstance(result, Decoded):
                 pairs.add(pair_row(item, source, result))
             ledger.add(outcome_row(item, source.name, result))
-            progress.show()
+            progress.show(source)
         if not counts.rows_in:
             return None
         objects = (

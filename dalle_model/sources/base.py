@@ -80,6 +80,14 @@ def skip(rows: Iterator[_T], start: int) -> Iterator[_T]:
     return islice(rows, start, None)
 
 
+def size_of(path: AnyPath) -> int:
+    """Bytes of a file or an object, 0 where it is gone."""
+    try:
+        return path.bucket.size(path.key) if isinstance(path, Remote) else path.stat().st_size
+    except OSError:
+        return 0
+
+
 def read_picture(path: AnyPath | str, max_bytes: int) -> bytes | Refused:
     """Bytes of a regular file or an object of at most ``max_bytes``.
 

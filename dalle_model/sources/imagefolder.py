@@ -103,6 +103,8 @@ class ImageFolder:
         return trace_of(files_below(self._root, hidden=True))
 
     def count(self) -> int:
+        if not self._metadata:
+            return sum(map(_is_picture, files_below(self._root, hidden=False)))
         return sum(count_lines(path) for path in self._metadata)
 
     def rows(self, start: int) -> Iterator[Row]:

@@ -61,6 +61,12 @@ class Weighted:
         """Of the source itself."""
         return self.source.count()
 
+    def bytes_read(self) -> tuple[int, int]:
+        """(bytes read so far, bytes there are) of a source whose rows only reading tells; (0, 0) of others."""
+        bytes_read = getattr(self.source, "bytes_read", None)
+        found: tuple[int, int] = bytes_read() if bytes_read else (0, 0)
+        return found
+
 
 def split_sources(text: str) -> list[SourceWords]:
     """The terms of "SOURCE [* WEIGHT] + ...". UsageError names the kinds, or what is no weight."""

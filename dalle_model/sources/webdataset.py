@@ -8,15 +8,16 @@ off, or goes on behind its end keeps the rows before that and has one refused ro
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from lzma import LZMAError
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, skip, trace_of, walk
+from dalle_model.sources.base import Row, content_digest, existing, size_of, skip, trace_of, walk
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
-from dalle_model.sources.tar_ends import PIECE_BYTES, WatchedTar, unpacked_tar
+from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -39,6 +40,8 @@ class WebDataset:
                 f"source webdataset: {path} has no {', '.join(_SUFFIXES)} file; give one or a folder that has some"
             )
         self._column, self._max_bytes = caption_column, max_image_bytes
+        self._before = 0  # bytes of the archives that were read to their end
+        self._passed = 0  # bytes read so far, of all
 
     def identity(self) -> dict[str, str]:
         return {"webdataset": content_digest(self._root, self._files)}
@@ -49,7 +52,16 @@ class WebDataset:
     def count(self) -> int:
         return 0
 
+    @cached_property
+    def _bytes(self) -> int:
+        return sum(map(size_of, self._files))
+
+    def bytes_read(self) -> tuple[int, int]:
+        """Bytes of the archives, as they lie there, that were read so far; and of all. Only reading tells the rows."""
+        return min(self._passed, self._bytes), self._bytes
+
     def rows(self, start: int) -> Iterator[Row]:
+        self._before = self._passed = 0
         return skip((row for path in self._files for row in self._archive(path)), start)
 
     def _archive(self, path: Any) -> Iterator[Row]:
@@ -59,9 +71,10 @@ class WebDataset:
         try:
             with path.open("rb") as stream, unpacked_tar(stream) as plain:
                 watched = WatchedTar(plain)
-                with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES) as archive:  # type: ignore[call-overload]  # needs `read` only
+                with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES, tarinfo=BoundedInfo) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
                         members += 1
+                        self._passed = self._before + stream.tell()
                         if member.isdir():
                             continue
                         if not member.isreg():
@@ -87,6 +100,9 @@ class WebDataset:
             if sample.members and not within:
                 yield sample.row(where, self._column)
             yield _cut(where, members, f"the archive is damaged or cut off ({type(error).__name__})")
+        finally:
+            self._before += size_of(path)
+            self._passed = self._before
 
     def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Refused | None:
         limit = self._max_bytes if suffix in _IMAGES else MAX_LINE_BYTES

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import random
 import tarfile
 import tracemalloc
 from collections.abc import Iterable
@@ -192,3 +193,53 @@ def test_jsonl_and_csv_files_of_any_name_are_sources(tmp_path: Path) -> None:
     assert data.ingest(IngestConfig(source=f"jsonl:{tmp_path}/list.jsonl")).fingerprint != lines.fingerprint
     with pytest.raises(SourceError, match=r"no \.csv file"):
         data.ingest(IngestConfig(source=f"csv:{tmp_path}/list.jsonl"))
+
+
+@pytest.mark.parametrize("claimed", [2**33, 10**14, 2**62])
+def test_a_member_that_claims_more_than_there_is_ends_the_archive_at_once(tmp_path: Path, claimed: int) -> None:
+    good = [member("1.jpg", JPG), member("1.txt", b"whole"), member("2.jpg", JPG)]
+    good[2][0].pax_headers = {"size": str(claimed)}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for info, data in good:
+            archive.addfile(info, io.BytesIO(data))
+    assert rows(tmp_path) == {
+        "a.tar/1": "whole",
+        "a.tar/2": "too_many_bytes",
+        "a.tar": "unreadable_file",
+    }  # each piece was asked for: 10^9 of them
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_long_names_and_pax_headers_are_bounded(tmp_path: Path, kind: bytes) -> None:
+    long = member("bomb", b"", kind)[0]
+    long.size = 50_000_000
+    with gzip.open(tmp_path / "a.tar.gz", "wb", 1) as out:
+        for info, body in (member("1.jpg", JPG), member("1.txt", b"whole")):
+            out.write(info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512))
+        out.write(long.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(50):
+            out.write(bytes(1_000_000))
+    tracemalloc.start()
+    found = rows(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == {"a.tar.gz/1": "whole", "a.tar.gz": "unreadable_file"}
+    assert peak < 10_000_000
+
+
+def test_how_many_bytes_of_how_many_are_read_is_known_while_rows_are_not(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    samples = [member(f"{n}.{kind}", noise.randbytes(50_000)) for n in range(20) for kind in ("jpg", "txt")]
+    for name, mode in (("a.tar", "w"), ("b.tar.gz", "w:gz")):
+        tar(tmp_path / name, samples, mode)
+    source = WebDataset(str(tmp_path), "", 1_000_000)
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert source.bytes_read() == (0, size) and source.count() == 0
+    for _ in range(2):  # a source may be read again
+        seen = []
+        for _ in source.rows(0):
+            read, total = source.bytes_read()
+            assert total == size
+            seen.append(read)
+        assert seen == sorted(seen) and len(set(seen)) > 20 and seen[0] < size / 20
+        assert source.bytes_read() == (size, size)

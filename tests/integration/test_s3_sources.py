@@ -15,8 +15,10 @@ from support.object_stores import BUCKET, Server, shared
 from dalle_model.config import IngestConfig
 from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.sources import imagefolder
+from dalle_model.sources.registry import open_sources
 from tasks.artifacts import Part
 from tasks.job import Job
+from tasks.s3_source import remote_opener
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,14 @@ def test_a_source_in_a_bucket_is_the_same_artifact(
         local = here.ingest(config)
         remote = there.ingest(config.model_copy(update={"source": f"{kind}:{uri}/{place}"}))
         assert remote.sha256 == local.sha256, kind
+        sources = [
+            open_sources(
+                config.model_copy(update={"source": f"{kind}:{where}/{place}"}), remote_opener(there.settings)
+            )[0]
+            for where in (uri, tmp_path / "set")
+        ]
+        far, near = [(source.count(), source.bytes_read()) for source in sources]
+        assert far == near and (far[0] or far[1][1]), "how far an ingest is can be told of a bucket, too"
         assert local.rows >= 2
     ledger = {
         row["key"]: row["reason"]

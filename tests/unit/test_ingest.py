@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,9 @@ from dalle_model.config import CurateConfig, IngestConfig
 from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.records import LEDGER, PAIR, pair_id
 from dalle_model.sources import base, imagefolder
+from dalle_model.sources.imagefolder import ImageFolder
 from tasks.artifacts import Part
+from tasks.ingest_shards import Progress
 from tasks.job import Job, StopRequested
 from tasks.stages import INGEST
 from tasks.step import run_step
@@ -313,3 +316,25 @@ def test_openclipart_takes_its_words_from_the_drawing(tmp_path: Path) -> None:
     assert json.loads(dolphin["extra"])["keywords"] == "sea, fish"
     with pytest.raises(SourceError, match="apt-get install openclipart-png"):
         data.ingest(IngestConfig(source=f"openclipart:{tmp_path}"))
+
+
+def test_progress_is_told_in_rows_or_where_nobody_knows_them_in_bytes() -> None:
+    told: list[tuple[int, int, str]] = []
+    job = SimpleNamespace(
+        config=IngestConfig(source="scenes"), progress=lambda done, total, unit, **_: told.append((done, total, unit))
+    )
+    read = [0, 3000, 10_200]
+    folder = SimpleNamespace(bytes_read=lambda: (0, 0))
+    archive = SimpleNamespace(bytes_read=lambda: (read.pop(0), 10_200))
+    progress = Progress(job, 2)  # type: ignore[arg-type]  # what it asks of a job
+    for source in (folder, folder, archive, archive, archive):
+        progress.show(source)  # type: ignore[arg-type]
+    assert told == [(1, 2, "images"), (2, 3, "images"), (0, 10, "kB"), (2, 10, "kB"), (9, 10, "kB")]
+
+
+def test_pictures_with_a_text_beside_them_are_counted(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(encoded(photo(40, 40, seed=n), "PNG"))
+        (tmp_path / f"{n}.txt").write_text(f"picture {n}")
+    source = ImageFolder(str(tmp_path))
+    assert source.count() == len(list(source.rows(0))) == 3
