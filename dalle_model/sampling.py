@@ -158,7 +158,10 @@ class _Wave:
             self.tokens[:, : self.start] = torch.tensor([r.given for r in requests])
         self.vocab = shape.image_vocab
         self.block = torch.empty(0)
-        self.blocks = [torch.empty(0)] * len(requests)
+        self.noises, self.made = (
+            torch.empty(0),
+            [0] * len(requests),
+        )  # of pictures drawn ahead, and places that have theirs
         self.passes = 0
         on = sampler.guidance != 1.0
         self.guided_from = max(self.start, sampler.guidance_from) if on else self.end
@@ -207,13 +210,15 @@ class _Wave:
         """Noise of places first.. of one picture, made in blocks as it is asked for."""
         if self.sampler.temperature == 0.0:
             return None
-        block = self.blocks[picture]
-        made, end = len(block), first + count - self.start
+        if not len(self.noises):
+            self.noises = torch.empty(len(self.requests), self.end - self.start, self.vocab)
+        noises, made, end = self.noises[picture], self.made[picture], first + count - self.start
         if end > made:
-            more = min(-(-(end - made) // _NOISE_BLOCK) * _NOISE_BLOCK, self.end - self.start - made)
-            fresh = torch.from_numpy(picture_noise(self.requests[picture].key, self.vocab, more, self.start + made))
-            self.blocks[picture] = block = torch.cat([block.view(-1, self.vocab), fresh])
-        return block[first - self.start : end]
+            more = min(-(-(end - made) // _NOISE_BLOCK) * _NOISE_BLOCK, len(noises) - made)
+            key = self.requests[picture].key
+            noises[made : made + more] = torch.from_numpy(picture_noise(key, self.vocab, more, self.start + made))
+            self.made[picture] += more
+        return noises[first - self.start : end]
 
     def _noise(self, place: int) -> Tensor | None:
         if self.sampler.temperature == 0.0:

@@ -3,6 +3,7 @@
 One line stays one row whatever stands in it: a line that is no record is an outcome, not an exception.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO, cast
 
 from dalle_model.decoding import Reason, Refused
@@ -40,7 +42,7 @@ def read_lines(path: AnyPath) -> Iterator[Line]:
     number = 0
     with path.open("rb") as stream, unpacked(stream, path.name) as plain:
         try:
-            lines = _csv_lines(plain, "\t" if kind == "tsv" else ",") if kind in ("csv", "tsv") else _json_lines(plain)
+            lines = _csv_lines(plain, tabs=kind == "tsv") if kind in ("csv", "tsv") else _json_lines(plain)
             for line in lines:
                 number = line.number
                 yield line
@@ -130,18 +132,23 @@ def _no_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_doublets)
 
 
-def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:
+def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
-    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    start = io.BufferedReader(stream)  # type: ignore[type-var]  # what gzip gives reads as well
+    if start.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # a spreadsheet's "Unicode text"
+        text = io.TextIOWrapper(start, "utf-16", errors="replace", newline="")
+    else:
+        # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
+        text = io.TextIOWrapper(start, "utf-8-sig", errors="surrogateescape", newline="")
     at_end = False
+    first_line = next(text, "")
 
     def lines() -> Iterator[str]:
         nonlocal at_end
-        yield from text
+        yield from chain([first_line] if first_line else [], text)
         at_end = True
 
-    reader = csv.reader(lines(), delimiter=delimiter)
+    reader = csv.reader(lines(), delimiter="\t" if tabs else _delimiter(first_line))
     header: list[str] | None = None
     while True:
         first = reader.line_num + 1
@@ -169,6 +176,13 @@ def _csv_lines(stream: BinaryIO, delimiter: str) -> Iterator[Line]:
             yield Line(
                 reader.line_num, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings")
             )
+
+
+def _delimiter(headings: str) -> str:
+    """A comma; or what spreadsheets write in its place, where the headings have that and no comma. Addresses may hold a ;."""
+    if "," in headings:
+        return ","
+    return next((c for c in ("\t" if "://" in headings else ";\t") if c in headings), ",")
 
 
 def _headings_of(cells: list[str]) -> list[str]:

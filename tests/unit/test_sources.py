@@ -1,5 +1,6 @@
 """Sources: their rows, their order, and an identity that follows the content and nothing else."""
 
+import gzip
 import json
 import os
 import shutil
@@ -250,6 +251,34 @@ def test_one_line_is_one_row_whatever_it_holds(tmp_path: Path) -> None:
     rows = pairs(ImageFolder(str(tmp_path)))
     assert [value for _, value in rows] == [expected for _, expected in LINES]
     assert rows[1][0] == "metadata.jsonl#2"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path, mark: str, encoding: str, packed: bool) -> None:
+    rows = [["file_name", "text", "licence"], ["1.png", f'größer, "a{mark}b" 猫', "CC0"], ["2.png", "two\nlines", ""]]
+    quoted = (
+        (f'"{cell.replace(chr(34), chr(34) * 2)}"' if i and j else cell for j, cell in enumerate(row))
+        for i, row in enumerate(rows)
+    )
+    data = "".join(mark.join(row) + "\r\n" for row in quoted).encode(encoding)
+    path = tmp_path / ("list.csv.gz" if packed else "list.csv")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    assert [line.record for line in read_lines(path)] == [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ("http://x/a;b.png\n", {"url": "http://x/a;b.png"}),
+        ("http://x/a;b.png\ta cat; or two\n", {"url": "http://x/a;b.png", "text": "a cat; or two"}),
+        ("http://x/a;b.png,a cat\tsits\n", {"url": "http://x/a;b.png", "text": "a cat\tsits"}),
+    ],
+)
+def test_an_address_is_not_taken_for_cells(tmp_path: Path, text: str, record: dict[str, str]) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    assert [line.record for line in read_lines(tmp_path / "list.csv")] == [record]
 
 
 def test_csv_rubbish_is_one_row_per_record(tmp_path: Path) -> None:
