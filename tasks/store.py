@@ -495,17 +495,19 @@ def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> S3Backend:
         )
     if prefix:
         check_key(prefix)
-    host = urlsplit(
-        options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    ).netloc
-    client, pacer = _connection(options)
-    where = host.rpartition("@")[2]
+    found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    endpoint = options.endpoint_url or found.get("AWS_ENDPOINT_URL_S3") or found.get("AWS_ENDPOINT_URL") or ""
+    client, pacer = _connection(options.model_copy(update={"endpoint_url": endpoint}), frozenset(found.items()))
+    where = urlsplit(endpoint).netloc.rpartition("@")[2]
     return S3Backend(bucket, prefix, client, endpoint=where, pacer=pacer, patience_s=options.patience_s)
 
 
 @functools.lru_cache(maxsize=16)
-def _connection(options: StoreOptions) -> tuple[S3Filesystem, Pacer]:
-    """One client per process and server: to make one takes half a second, and the pace is the process's."""
+def _connection(options: StoreOptions, found: frozenset[tuple[str, str]]) -> tuple[S3Filesystem, Pacer]:
+    """One client per process and server: to make one takes half a second, and the pace is the process's.
+
+    found: the AWS_* variables, which count for what the options leave empty.
+    """
     return S3Filesystem(options), Pacer()
 
 

@@ -211,6 +211,16 @@ def test_defect_of_the_program_is_not_taken_for_a_fault_of_the_network() -> None
         fake_store(FakeS3(get_object=[ZeroDivisionError()])).load("notes/x")
 
 
+def test_a_server_named_by_the_environment_is_that_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are kept, and one for a server that was named before must not be taken for this one's."""
+    clients = []
+    for port in (1, 2, 1):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        clients.append(Store.open("s3://bucket").backend._client)  # type: ignore[attr-defined]
+    assert [client._options.endpoint_url[-1] for client in clients] == ["1", "2", "1"]
+    assert clients[0] is clients[2]
+
+
 def test_pacer_spaces_requests_only_while_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that only sleeping moves: a busy machine would make any real one late."""
     now, slept = 100.0, []
