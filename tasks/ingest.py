@@ -30,22 +30,19 @@ _UNRECORDED = {
 }
 
 
-def identity(config: IngestConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def identity(config: IngestConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
     """What enters the fingerprint: the config with the sources' kinds instead of their places, and their content.
 
+    Also the sources' traces, taken before their content: what is written meanwhile has another trace.
     Raises UsageError for unknown words, SourceError when a source is not there.
     """
     recorded = config.model_dump(mode="json", exclude=_UNRECORDED) | {"source": _kinds(config.source)}
     opened = open_sources(config, remote_opener(settings))
+    traces = tuple(source.trace() for source in opened)
     outside: dict[str, str] = {}
     for source in opened:
         outside |= _digests(source, opened)
-    return recorded, outside
-
-
-def traces(config: IngestConfig, settings: Settings) -> tuple[str, ...]:
-    """One trace per source. Raises as ``identity`` does."""
-    return tuple(source.trace() for source in open_sources(config, remote_opener(settings)))
+    return recorded, outside, traces
 
 
 def _digests(source: Weighted, of: list[Weighted]) -> dict[str, str]:

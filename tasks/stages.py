@@ -22,7 +22,6 @@ INGEST = Stage(
     inputs=(),
     work="tasks.ingest:work",
     identity="tasks.ingest:identity",
-    traces="tasks.ingest:traces",
     pieces="tasks.ingest:num_pieces",
     optional=("pairs",),
 )

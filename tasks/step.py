@@ -21,10 +21,12 @@ from tasks.removals import warnings_of
 from tasks.settings import Settings
 from tasks.store import Store, StoreOptions
 
-# What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs.
-Identity = Callable[[Any, Settings], tuple[dict[str, Any], dict[str, str]]]
-# What a stage's traces function returns: one text per outside input that changes whenever it is written, or "".
-Traces = Callable[[Any, Settings], tuple[str, ...]]
+# What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs. It may
+# add their traces, one text per input that changes whenever it is written, or "": taken before the digests, they tell the
+# step without another reading that all stayed as it was.
+Identity = Callable[
+    [Any, Settings], tuple[dict[str, Any], dict[str, str]] | tuple[dict[str, Any], dict[str, str], tuple[str, ...]]
+]
 # What a stage's outside function returns: more digests of outside inputs.
 Outside = Callable[[Any, Mapping[str, ArtifactRef], Settings], dict[str, str]]
 # How many pieces a stage has, as far as that is known before they are made.
@@ -40,7 +42,6 @@ class Stage:
     can do without, named likewise; one that is given counts in the fingerprint. work: dotted path of its work function.
     identity: dotted path of an Identity, for stages that read something outside the store (a source, a prompt file):
     its content must count.
-    traces: dotted path of a Traces, for stages that see by it, and not by another reading, that those stayed as they were.
     outside: dotted path of an Outside, for stages where what counts beside the inputs depends on the inputs.
     pieces: dotted path of a Pieces, for stages whose pieces several processes or machines may share.
     distributed: whether it may run on several ranks.
@@ -53,7 +54,6 @@ class Stage:
     inputs: tuple[str, ...]
     work: str
     identity: str = ""
-    traces: str = ""
     outside: str = ""
     pieces: str = ""
     distributed: bool = False
@@ -139,10 +139,8 @@ def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], setti
         raise UsageError(
             f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}"
         )
-    seen: Traces | None = load_dotted(stage.traces) if stage.traces else None
-    traces = seen(config, settings) if seen else ()  # before the content: what is written meanwhile has another trace
     identity: Identity | None = load_dotted(stage.identity) if stage.identity else None
-    recorded, outside = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
+    recorded, outside, *more = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
     if stage.outside:
         read: Outside = load_dotted(stage.outside)
         outside = outside | read(config, inputs, settings)
@@ -154,7 +152,7 @@ def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], setti
         outside,
         dict(inputs),
         fingerprint(stage.name, stage.version, recorded, digests),
-        traces,
+        *more,
     )
 
 
