@@ -1,8 +1,9 @@
-"""Ingest against ``datasets.map``, interleaved in one process: ``python tests/benchmarks/bench_ingest.py [IMAGES] [ROUNDS]``.
+"""Ingest against ``datasets.map``, interleaved: ``python tests/benchmarks/bench_ingest.py [IMAGES] [ROUNDS] [WIDTH]``.
 
-Three ways over the same JPEGs (256 px -> 64 px) on the same cores, in turns, best of each: pictures prepared by the
-decoding pool, the whole ingest step (read, decode, hash, check, write, commit), and ``datasets.map`` row by row in two
-processes that decodes, scales and encodes again. Then memory of the step over 1x, 4x and 16x rows.
+Three ways over the same JPEGs (256 px -> 64 px, or WIDTH x 3/4 WIDTH with a camera's grain -> 64 px) on the same cores,
+in turns, best of each: pictures prepared by the decoding pool, the whole ingest step (read, decode, hash, check, write,
+commit), and ``datasets.map`` row by row in two processes that decodes, scales and encodes again. Then memory of the step
+over 1x, 4x and 16x rows.
 """
 
 import io
@@ -13,6 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,13 +32,17 @@ WORKERS = 2
 
 def prepare(row: dict[str, Any]) -> dict[str, bytes]:
     """What most do: open, convert, scale, encode."""
-    from PIL import Image
-
     image = Image.open(io.BytesIO(row["image"])).convert("RGB")
     image.thumbnail((64, 64), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=95)
     return {"small": out.getvalue()}
+
+
+def grainy(width: int, height: int, seed: int) -> Image.Image:
+    """``photo`` with a camera's grain: its JPEG has the bytes of a real one."""
+    grain = np.random.default_rng(seed).normal(0, 6, (height, width, 1))
+    return Image.fromarray((np.asarray(photo(width, height, seed)) + grain).clip(0, 255).astype(np.uint8))
 
 
 def rates(pictures: list[bytes], scratch: Path, rounds: int) -> None:
@@ -102,8 +110,12 @@ def main() -> None:
         ).read_text()  # getrusage would tell the peak of the process that started this one
         print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
         return
-    count, rounds = (int(word) for word in (*sys.argv[1:3], *("2000", "3")[len(sys.argv) - 1 :]))
-    pictures = [encoded(photo(256, 256, seed=n), "JPEG", quality=90) for n in range(count)]
+    given = [int(word) for word in sys.argv[1:]]
+    count, rounds, width = (*given, *(2000, 3, 0)[len(given) :])
+    one = grainy if width else photo
+    size = (width, width * 3 // 4) if width else (256, 256)
+    pictures = [encoded(one(*size, seed=n), "JPEG", quality=90) for n in range(count)]
+    print(f"{count} JPEGs of {size[0]}x{size[1]}, {sum(map(len, pictures)) / count / 1e3:.1f} kB each", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         rates(pictures, Path(scratch), rounds)
         memory(pictures, Path(scratch))
