@@ -40,13 +40,13 @@ def halved(progress: float, times: int = 5) -> float:
     return 0.5 ** min(times, int(progress * (times + 1)))
 
 
-def _orthogonalise(update: Tensor, iterations: int = 5) -> Tensor:
-    """[n, rows, cols] matrices -> the nearest semi-orthogonal ones, roughly: quintic Newton-Schulz in bfloat16.
+def _orthogonalise(update: Tensor, dtype: torch.dtype, iterations: int = 5) -> Tensor:
+    """[n, rows, cols] matrices -> the nearest semi-orthogonal ones, roughly: quintic Newton-Schulz in ``dtype``.
 
     Coefficients of Jordan et al. 2024 (Muon), tuned for a steep slope at zero instead of convergence to one.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = update.to(torch.bfloat16)
+    x: Tensor = update.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -79,12 +79,21 @@ class Muon(_Eager):
 
     ``torch.optim.Muon`` takes two-dimensional parameters one by one; this one also takes convolution kernels (as
     matrices [out, in * k * k]) and spends a third of the time on a small model.
+
+    dtype: of the products that orthogonalise. bfloat16 is enough where the hardware multiplies it; a processor that
+    emulates it took twice as long for these products as for a whole gradient in float32.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -103,18 +112,20 @@ class Muon(_Eager):
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     update = p.grad.lerp(state["momentum"], group["momentum"])  # type: ignore[union-attr]
                     updates.append(whole(update).reshape(rows, cols))  # of a sharded one each rank needs all of it
-                directions = _orthogonalise(torch.stack(updates))
+                directions = _orthogonalise(torch.stack(updates), self._dtype)
                 scale = group["lr"] * math.sqrt(max(1.0, rows / cols))
                 for p, direction in zip(params, directions, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(shard_like(direction.reshape(p.shape).to(p.dtype), p), alpha=-scale)
 
 
-def build_optimizers(network: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    network: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """The optimisers of a network. Gains, biases and embeddings are never decayed; Muon takes the inner matrices only.
 
     A parameter counts as a matrix when it has two dimensions or more and its name does not hold ``embed`` or ``head``
-    for Muon's purpose (those learn better with AdamW).
+    for Muon's purpose (those learn better with AdamW). ``dtype`` is that of Muon's products.
     """
     muon: list[nn.Parameter] = []
     decay: list[nn.Parameter] = []
@@ -134,7 +145,7 @@ def build_optimizers(network: nn.Module, config: OptimConfig) -> list[torch.opti
     if groups:
         optimizers.append(AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
     if muon:
-        optimizers.append(Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -195,7 +195,7 @@ def _player(
     network: nn.Module, optim: OptimConfig, loss: Callable[[nn.Module, Batch, int], Loss], runtime: Runtime
 ) -> _Player:
     network.to(runtime.device).train()
-    return _Player(network, network, build_optimizers(network, optim), optim, loss)
+    return _Player(network, network, build_optimizers(network, optim, runtime.dtype), optim, loss)
 
 
 def _rank_rows(optim: OptimConfig, runtime: Runtime) -> int:
@@ -271,7 +271,7 @@ def _overfit_one_batch(objective: Objective, run: _Run, optim: OptimConfig, runt
     Raises PreflightFailed when its loss does not fall: then neither data, loss nor step size can be right.
     """
     before = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
-    trial = replace(run.players[0], optimizers=build_optimizers(run.network, optim))
+    trial = replace(run.players[0], optimizers=build_optimizers(run.network, optim, runtime.dtype))
     batch = objective.batch(0)
     losses = [_update_player(trial, run, runtime, batch, step=0, share=1.0)["loss"] for _ in range(optim.preflight)]
     run.network.load_state_dict(before)

@@ -2,11 +2,14 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support.tiny_training import SHAPE, dalle_objective, hex_curve, optim_of, token_rows, weights
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.checkpoint import Checkpoints, TrainState
@@ -14,7 +17,7 @@ from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainC
 from dalle_model.dalle import build_dalle
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
 from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy
-from dalle_model.optim import lr_share
+from dalle_model.optim import Muon, lr_share
 from dalle_model.picture_objectives import tokenizer_objective
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
@@ -49,6 +52,42 @@ def test_resumed_run_equals_undisturbed_run_bit_for_bit(kind: str, stops: list[i
     result = fit(again, optim, runtime, resume=state, data="d")
     assert hex_curve(result.curve) == hex_curve(expected.curve)
     assert weights(again) == weights(straight)
+
+
+class _TypesOfResults(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen |= {t.dtype for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_computes_in_the_type_of_the_runtime_alone(dtype: torch.dtype) -> None:
+    """Products in bfloat16 took two thirds of an update on a processor that only emulates it."""
+    optim, types = optim_of("muon", steps=1), _TypesOfResults()
+    with types:
+        fit(dalle_objective(optim, Runtime(dtype=dtype)), optim, Runtime(dtype=dtype))
+    assert types.seen & {torch.bfloat16, torch.float16} == {dtype} - {torch.float32}
+
+
+def test_muon_in_float32_moves_as_published() -> None:
+    """Against torch's, which computes its products in bfloat16."""
+    torch.manual_seed(0)
+    matrix = torch.randn(24, 40)
+    ours, theirs = nn.Parameter(matrix.clone()), nn.Parameter(matrix.clone())
+    optimizers = [Muon([ours], lr=0.1), torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0)]
+    for grad in torch.randn(4, 24, 40):
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        before = ours.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        singular = torch.linalg.svdvals((ours.detach() - before) / 0.1)
+        assert 0.6 < singular.min() <= singular.max() < 1.3
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
 
 
 def test_a_short_run_publishes_what_it_learnt_not_where_it_began() -> None:
