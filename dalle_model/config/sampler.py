@@ -28,7 +28,7 @@ class SamplerConfig(Section):
     )
     weights: Literal["full", "half", "int8"] = Field(
         "full",
-        description="full: as trained, in the device's type. half: float16 weights and cache, sums in float32 on a CPU; the fastest for many pictures on a CPU without bfloat16. int8: each layer's weights rounded to 8 bits with a scale per output; faster where reading weights takes the time (few pictures at once).",
+        description="full: as trained, in the device's type. half: 16-bit weights and cache, sums in float32 on a CPU. int8: each layer's weights rounded to 8 bits with a scale per output, on a CPU the cache, too; the fastest there.",
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from dalle_model.config import ModelConfig, SamplerConfig
 from dalle_model.dalle import Dalle, DalleShape, build_dalle
 from dalle_model.decoder import Decoder
+from dalle_model.eager_steps import EagerSteps
 from dalle_model.lookahead import Lookahead, Pace
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import MOST_AHEAD, Request, draw_with
@@ -70,11 +71,14 @@ def compared(decoder: Decoder, sampler: SamplerConfig, seeds: int) -> None:
     assert np.array_equal(draw_with(decoder, few[:2], sampler), crowd[:2])
 
 
+@pytest.mark.parametrize("steps", [None, EagerSteps])
 @pytest.mark.parametrize(
     ("mode", "kind"), [("modern", "full"), ("modern", "half"), ("modern", "int8"), ("paper", "full")]
 )
-def test_a_picture_is_the_same_at_every_width(mode: Literal["modern", "paper"], kind: str) -> None:
-    decoder = Decoder(fresh(mode).eval(), Runtime(), kind)
+def test_a_picture_is_the_same_at_every_width(
+    mode: Literal["modern", "paper"], kind: str, steps: type[EagerSteps] | None
+) -> None:
+    decoder = Decoder(fresh(mode).eval(), Runtime(), kind, steps=steps)
     assert decoder.looks_ahead
     for number, sampler in enumerate(SAMPLERS):
         at_width(decoder, decoder.sizes[number % (len(decoder.sizes) - 1)])
@@ -117,6 +121,21 @@ def test_the_pace_follows_the_share_of_right_guesses_and_what_passes_cost() -> N
     for _ in range(200):
         flat.saw(0, wrong=True)
     assert flat.width(1) == 1
+
+
+def test_the_cost_of_a_pass_is_the_least_of_those_measured_in_turns() -> None:
+    """By a clock that counts its readings, and that other work stops in the first turn of every size."""
+    readings, now = 0, 0.0
+
+    def clock() -> float:
+        nonlocal readings, now
+        readings += 1
+        now += 1000.0 if readings <= 2 * 5 else 1.0
+        return now
+
+    decoder = Decoder(fresh().eval(), Runtime(), rows=16, clock=clock)
+    assert readings == 3 * 2 * len(decoder.sizes)  # three turns, a start and an end each
+    assert decoder.costs_s == dict.fromkeys(decoder.sizes, 1.0)
 
 
 def test_a_disturbed_measurement_does_not_count() -> None:

@@ -1,0 +1,180 @@
+"""The decoder's passes on a CPU through ``compiled_kernels``: weights, cache and scratch as that reads them.
+
+Axes: Q queries, L layers, R rows of the cache, H heads, D channels of a head, T positions, N image places, V codes.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dalle_model.attention import LayerCache
+from dalle_model.dalle import Dalle, SwiGlu
+from dalle_model.runtime import Runtime
+
+Array = NDArray[np.generic]
+_LEVELS = {torch.int8: 127, torch.int16: 32767}
+
+
+class CompiledSteps:
+    """Packed weights and a cache of ``rows`` pictures; ``kind`` of weights: full, half or int8.
+
+    Weights are float32 where kind is full and the runtime computes in float32, else 16-bit or, for int8, 8-bit integers
+    with a float32 scale per output. Keys and values are float32 with the first, else 16-bit integers with a scale per
+    position and head. All sums are float32.
+    """
+
+    def __init__(self, model: Dalle, runtime: Runtime, kind: str, rows: int) -> None:
+        from dalle_model import compiled_kernels
+
+        self._kernels = compiled_kernels
+        exact = kind == "full" and runtime.dtype == torch.float32
+        self._type = torch.float32 if exact else torch.int8 if kind == "int8" else torch.int16
+        config, shape = model.config, model.shape
+        self._vocab, self._prefix = shape.image_vocab, shape.max_text_tokens + 1
+        self._centred = config.norm == "layer"
+        with torch.no_grad():
+            self._inputs = tuple(t.detach().float().contiguous().numpy().copy() for t in model.image_tables())
+            self._pack(model)
+            self._turns = _turns(model, self._prefix)
+        heads, dim, span = config.heads, config.dim // config.heads, compiled_kernels.SPAN
+        spans = -(-(self._prefix + shape.num_image_tokens) // span)
+        size, kept = (config.depth, rows, heads), self._type
+        self._keys = torch.zeros(*size, spans, dim * span, dtype=kept)
+        self._values = torch.zeros(*size, spans * span, dim, dtype=kept)
+        self._key_scales, self._value_scales = (torch.ones(*size, spans * span) for _ in range(2))
+        parts = (self._keys, self._key_scales, self._values, self._value_scales)
+        self._cache = tuple(t.numpy() for t in parts)
+        self._scratch = self._new_scratch(config.dim, config.hidden, rows, spans * span, dim)
+
+    def _pack(self, model: Dalle) -> None:
+        blocks = [block for block, _ in model.decoder_layers()]
+        of_layers = [
+            [b.attention.qkv.weight for b in blocks],
+            [b.attention.out.weight for b in blocks],
+            [cast(SwiGlu, b.mlp).up.weight for b in blocks],
+            [cast(SwiGlu, b.mlp).down.weight for b in blocks],
+        ]
+        packed = [_stacked([self._packed(w) for w in weights]) for weights in of_layers]
+        packed.append(self._packed(model.image_vectors()))
+        self._matrices, self._scales = (tuple(part[i] for part in packed) for i in range(2))
+        gains = [gain for b in blocks for gain in (b.norm_attention.gain, b.norm_mlp.gain)]
+        self._gains = _array(torch.stack([*gains, model.norm_out.gain]))
+
+    def _packed(self, weight: Tensor) -> tuple[Array, Array]:
+        """[N, K] -> (blocks of outputs, input by input [N / BLOCK, K * BLOCK], scales float32 [N]), N filled up."""
+        width, weight = self._kernels.BLOCK, weight.detach().float()
+        scales = torch.ones(len(weight))
+        if levels := _LEVELS.get(self._type):
+            scales = weight.abs().amax(1).clamp_min(1e-12) / levels
+            weight = (weight / scales.unsqueeze(1)).round().to(self._type)
+        extra = -len(weight) % width
+        weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])
+        group, unroll = self._kernels.GROUP, self._kernels.UNROLL
+        split = weight.view(-1, width // group, group, weight.shape[1] // unroll, unroll)
+        return split.permute(0, 3, 1, 4, 2).flatten(1).contiguous().numpy(), torch.cat(
+            [scales, torch.ones(extra)]
+        ).numpy()
+
+    def _new_scratch(self, dim: int, hidden: int, rows: int, positions: int, head_dim: int) -> tuple[Array, ...]:
+        """What ``decode`` writes on the way, in its order."""
+        block = self._kernels.BLOCK
+        widths = (dim, dim, *(scale.shape[-1] for scale in (self._scales[0],)), dim, self._scales[1].shape[-1])
+        by_query = [np.zeros((rows, n), np.float32) for n in (*widths, self._scales[2].shape[-1], hidden)]
+        sums, wide = np.zeros(rows * block, np.float32), np.zeros(self._kernels.UNROLL * block, np.float32)
+        vectors, scores = np.zeros((2, head_dim), np.float32), np.zeros(positions, np.float32)
+        powers, lanes = np.zeros(max(positions, hidden), np.int32), np.zeros(self._kernels.LANES, np.float32)
+        return (*by_query, sums, wide, vectors, scores, powers, lanes)
+
+    @staticmethod
+    def takes(model: Dalle, runtime: Runtime, most: int = 50_000_000) -> bool:
+        """Whether a model's passes can be compiled: on a CPU, modern, heads of a multiple of 8 channels, Numba installed.
+
+        Not where several threads have more than ``most`` weights to read: the compiled pass uses one, torch all.
+        """
+        config = model.config
+        fits = runtime.device.type == "cpu" and config.mode == "modern" and config.dim // config.heads % 8 == 0
+        fits = fits and (runtime.threads == 1 or sum(p.numel() for p in model.blocks.parameters()) <= most)
+        return fits and importlib.util.find_spec("numba") is not None
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether ``run`` takes several positions of one row: yes."""
+        return True
+
+    def run(self, tokens: Tensor, rows: Tensor, places: Tensor, last: int, size: int) -> Tensor:
+        """As ``decoder.Steps``; no query is computed otherwise beside others, so ``size`` is not needed."""
+        logits = np.empty((len(tokens), self._scales[-1].shape[-1]), np.float32)
+        where = (t.contiguous().numpy() for t in (tokens, rows, places))
+        known = self._kernels.decode(
+            *where, self._prefix, self._centred, self._inputs, self._gains, self._matrices, self._scales, self._turns,
+            self._cache, self._scratch, logits
+        )  # fmt: skip
+        if not known:
+            raise IndexError(f"tokens, rows or places outside of the model or its cache: {tokens}, {rows}, {places}")
+        return torch.from_numpy(logits)[:, : self._vocab]
+
+    def put(self, row: int, layers: Sequence[LayerCache]) -> None:
+        """Take the positions 0..n-1 of every layer, keys and values [1, H, n, D], as a row."""
+        span = self._kernels.SPAN
+        for number, layer in enumerate(layers):
+            length = layer.keys.shape[2]
+            keys, self._key_scales[number, row, :, :length] = self._kept(layer.keys[0])
+            values, self._value_scales[number, row, :, :length] = self._kept(layer.values[0])
+            self._values[number, row, :, :length] = values
+            for block, start in enumerate(range(0, length, span)):
+                part = keys[:, start : start + span].transpose(1, 2)  # [H, D, up to SPAN]
+                self._keys[number, row, :, block].view(*part.shape[:2], span)[:, :, : part.shape[2]] = part
+
+    def _kept(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[H, n, D] -> (as the cache holds it, scales [H, n])."""
+        levels = _LEVELS.get(self._keys.dtype)
+        if levels is None:
+            return x.float(), torch.ones(x.shape[:2])
+        scales = x.float().abs().amax(-1) / levels
+        scales = torch.where(scales == 0, 1.0, scales)
+        return (x.float() / scales.unsqueeze(-1)).round().to(self._keys.dtype), scales
+
+    def copy(self, source: int, row: int, length: int) -> None:
+        """Let ``row`` hold the first ``length`` positions of ``source``."""
+        spans = -(-length // self._kernels.SPAN)
+        self._keys[:, row, :, :spans] = self._keys[:, source, :, :spans]
+        for part in (self._values, self._key_scales, self._value_scales):
+            part[:, row, :, :length] = part[:, source, :, :length]
+
+    def shake(self, generator: torch.Generator) -> None:
+        """Fill the cache with noise, for measurements."""
+        unit = _LEVELS.get(self._keys.dtype, 4) / 4
+        for part in (self._keys, self._values):
+            for layer in part:  # one at a time: the whole would be a second cache
+                layer.copy_(torch.randn(layer.shape, generator=generator).mul_(unit).clamp_(-4 * unit, 4 * unit))
+        self._key_scales.fill_(1 / unit)
+        self._value_scales.fill_(1 / unit)
+
+
+def _array(x: Tensor) -> Array:
+    return cast(Array, x.detach().float().contiguous().numpy().copy())
+
+
+def _stacked(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    return np.stack([w for w, _ in parts]), np.stack([s for _, s in parts])
+
+
+def _turns(model: Dalle, prefix: int) -> tuple[Array, Array]:
+    """Gains of query-key norm times cosines and sines of the image places, [L, N, 2, D] each; queries scaled by D^-1/2.
+
+    The second is for the vector with its halves exchanged: (a, b) turns to (a cos - b sin, b cos + a sin).
+    """
+    cos, sin = model.rotary[:, prefix:].unsqueeze(2).float()  # [N, 1, D / 2] each
+    turns, swapped = [], []
+    for block, _ in model.decoder_layers():
+        attention = block.attention
+        gains = torch.stack([attention.norm_q.gain, attention.norm_k.gain]).detach().float()  # [2, D]
+        gains[0] *= attention.head_dim**-0.5
+        turns.append(gains * torch.cat([cos, cos], -1))
+        swapped.append(gains.roll(attention.head_dim // 2, -1) * torch.cat([-sin, sin], -1))
+    return _array(torch.stack(turns)), _array(torch.stack(swapped))
