@@ -3,8 +3,8 @@
 Axes: Q queries, L layers, R rows of the cache, H heads, D channels of a head, T positions, N image places, V codes.
 """
 
-import importlib.util
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from dalle_model.dalle import Dalle, SwiGlu
 from dalle_model.runtime import Runtime
 
 Array = NDArray[np.generic]
+_ROWS_A_THREAD = 2  # at least: two rows take much less than twice the time of one
 _LEVELS = {torch.int8: 127, torch.int16: 32767}
 
 
@@ -24,8 +25,8 @@ class CompiledSteps:
     """Packed weights and a cache of ``rows`` pictures; ``kind`` of weights: full, half or int8.
 
     Weights are float32 where kind is full and the runtime computes in float32, else 16-bit or, for int8, 8-bit integers
-    with a float32 scale per output. Keys and values are float32 with the first, else 16-bit integers with a scale per
-    position and head. All sums are float32.
+    with a float32 scale per output. Keys and values are of the same type, with a scale per position and head. All sums
+    are float32. With ``runtime.threads`` each thread computes some rows.
     """
 
     def __init__(self, model: Dalle, runtime: Runtime, kind: str, rows: int) -> None:
@@ -49,7 +50,10 @@ class CompiledSteps:
         self._key_scales, self._value_scales = (torch.ones(*size, spans * span) for _ in range(2))
         parts = (self._keys, self._key_scales, self._values, self._value_scales)
         self._cache = tuple(t.numpy() for t in parts)
-        self._scratch = self._new_scratch(config.dim, config.hidden, rows, spans * span, dim)
+        threads = max(1, min(runtime.threads, rows // _ROWS_A_THREAD))
+        sizes = (config.dim, config.hidden, rows, spans * span, dim)
+        self._scratch = [self._new_scratch(*sizes) for _ in range(threads)]
+        self._threads = ThreadPoolExecutor(threads - 1, "decode") if threads > 1 else None
 
     def _pack(self, model: Dalle) -> None:
         blocks = [block for block, _ in model.decoder_layers()]
@@ -94,12 +98,18 @@ class CompiledSteps:
     def takes(model: Dalle, runtime: Runtime, most: int = 50_000_000) -> bool:
         """Whether a model's passes can be compiled: on a CPU, modern, heads of a multiple of 8 channels, Numba installed.
 
-        Not where several threads have more than ``most`` weights to read: the compiled pass uses one, torch all.
+        Not where several threads have more than ``most`` weights to read: a row is computed by one thread, by torch by all.
         """
         config = model.config
         fits = runtime.device.type == "cpu" and config.mode == "modern" and config.dim // config.heads % 8 == 0
         fits = fits and (runtime.threads == 1 or sum(p.numel() for p in model.blocks.parameters()) <= most)
-        return fits and importlib.util.find_spec("numba") is not None
+        if not fits:
+            return False
+        try:
+            import dalle_model.compiled_kernels  # noqa: F401
+        except ImportError:  # no Numba here, or one that does not know this numpy
+            return False
+        return True
 
     @property
     def takes_several(self) -> bool:
@@ -108,15 +118,44 @@ class CompiledSteps:
 
     def run(self, tokens: Tensor, rows: Tensor, places: Tensor, last: int, size: int) -> Tensor:
         """As ``decoder.Steps``; no query is computed otherwise beside others, so ``size`` is not needed."""
+        queries = tuple(t.contiguous().numpy() for t in (tokens, rows, places))
         logits = np.empty((len(tokens), self._scales[-1].shape[-1]), np.float32)
-        where = (t.contiguous().numpy() for t in (tokens, rows, places))
-        known = self._kernels.decode(
-            *where, self._prefix, self._centred, self._inputs, self._gains, self._matrices, self._scales, self._turns,
-            self._cache, self._scratch, logits
-        )  # fmt: skip
+        if self._threads is None or (parts := self._parts(queries[1])) is None:
+            known = self._decode(queries, self._scratch[0], logits)
+        else:
+            known = self._decode_parts(self._threads, queries, parts, logits)
         if not known:
             raise IndexError(f"tokens, rows or places outside of the model or its cache: {tokens}, {rows}, {places}")
         return torch.from_numpy(logits)[:, : self._vocab]
+
+    def _parts(self, rows: Array) -> list[NDArray[np.intp]] | None:
+        """Queries of each thread: those of a row stay together, as they read each other's keys; None = one thread."""
+        different = np.unique(rows)
+        count = min(len(self._scratch), len(different) // _ROWS_A_THREAD)
+        if count < 2:
+            return None
+        return [np.flatnonzero(np.isin(rows, part)) for part in np.array_split(different, count)]
+
+    def _decode_parts(
+        self, threads: ThreadPoolExecutor, queries: tuple[Array, ...], parts: list[NDArray[np.intp]], logits: Array
+    ) -> bool:
+        def work(number: int) -> bool:
+            mine = parts[number]
+            out = np.empty((len(mine), logits.shape[1]), np.float32)
+            known = self._decode(tuple(q[mine] for q in queries), self._scratch[number], out)
+            logits[mine] = out
+            return known
+
+        others = [threads.submit(work, number) for number in range(1, len(parts))]
+        known = [work(0)]  # this thread takes its share, so that its own time is the cost of the pass
+        return all(known + [other.result() for other in others])
+
+    def _decode(self, queries: tuple[Array, ...], scratch: tuple[Array, ...], logits: Array) -> bool:
+        known: bool = self._kernels.decode(
+            *queries, self._prefix, self._centred, self._inputs, self._gains, self._matrices, self._scales, self._turns,
+            self._cache, scratch, logits
+        )  # fmt: skip
+        return known
 
     def put(self, row: int, layers: Sequence[LayerCache]) -> None:
         """Take the positions 0..n-1 of every layer, keys and values [1, H, n, D], as a row."""

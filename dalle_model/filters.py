@@ -3,6 +3,7 @@ vocabulary where none is needed. Axes: B rows, K tokens."""
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +21,30 @@ def filter_logits(logits: Tensor, sampler: SamplerConfig) -> Tensor:
         logits = logits / sampler.temperature
     ordered = None
     if 0 < sampler.top_k < logits.shape[-1]:
-        ordered = logits.topk(sampler.top_k, dim=-1).values
-        logits = logits.masked_fill(logits < ordered[:, -1:], -math.inf)
+        if sampler.top_p == 1.0 and logits.device.type == "cpu":
+            logits = _from(logits, _kth(logits, sampler.top_k))
+        else:
+            ordered = logits.topk(sampler.top_k, dim=-1).values
+            logits = _from(logits, ordered[:, -1:])
     if sampler.top_p < 1.0:
-        logits = logits.masked_fill(logits < _least_of_top_p(logits, ordered, sampler.top_p), -math.inf)
+        logits = _from(logits, _least_of_top_p(logits, ordered, sampler.top_p))
     if sampler.min_p > 0.0:  # p >= min_p * p_best is logit >= best + ln(min_p): no softmax
-        least = logits.amax(-1, keepdim=True) + math.log(sampler.min_p)
-        logits = logits.masked_fill(logits < least, -math.inf)
+        logits = _from(logits, logits.amax(-1, keepdim=True) + math.log(sampler.min_p))
     return logits
+
+
+def _from(logits: Tensor, least: Tensor) -> Tensor:
+    """Logits [B, K] that are not below ``least`` [B, 1], the others -inf. numpy takes half of torch's time on a CPU."""
+    if logits.device.type == "cpu":
+        known = logits.numpy()
+        return torch.from_numpy(np.where(known < least.numpy(), np.float32(-math.inf), known))
+    return logits.masked_fill(logits < least, -math.inf)
+
+
+def _kth(logits: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row of [B, K] on a CPU, [B, 1]; a partition takes a third of the time of torch's search."""
+    at = logits.shape[-1] - k
+    return torch.from_numpy(np.partition(logits.numpy(), at, axis=-1)[:, at : at + 1])
 
 
 def _least_of_top_p(logits: Tensor, ordered: Tensor | None, top_p: float) -> Tensor:

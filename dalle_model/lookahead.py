@@ -13,6 +13,7 @@ Axes: P rows of the cache (caption, and what guidance leads away from), W places
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,37 +78,40 @@ class Lookahead:
         places, width = [place] * n, self.pace.width(len(logits) * n)
         for i in range(n):
             self.tokens[i, place] = self._drawn(logits[:, i : i + 1], i, place)[0]
-            self._guess(logits[:, i], i, place + 1, 2 * width)
+            self._guess(logits[:, i], i, place + 1, width)
         while at_work := [i for i in range(n) if places[i] < last]:
             width = self.pace.width(len(logits) * len(at_work))
             widths = [min(width, last - places[i]) for i in at_work]
             found = self._read(at_work, [places[i] for i in at_work], widths, len(logits), n)
             for i, seen in zip(at_work, found, strict=True):
-                right = self._take(i, places[i], seen)
+                right = self._take(i, places[i], seen, width)
                 places[i] += 1 + right
                 logits[:, i] = seen[:, right]
         return logits.flatten(0, 1)
 
-    def _take(self, i: int, place: int, found: Tensor) -> int:
+    def _take(self, i: int, place: int, found: Tensor, width: int) -> int:
         """Draw what follows the places that were read, [P, W, V]: the number of guesses that were right."""
-        width = found.shape[1]
-        drawn = self._drawn(found, i, place + 1)
-        same = (drawn[:-1] == self.tokens[i, place + 1 : place + width]).tolist()
-        right = same.index(False) if False in same else len(same)
-        self.pace.saw(right, right < len(same))
+        read, drawn = found.shape[1], self._drawn(found, i, place + 1)
+        if read == 1:
+            right = 0
+        else:
+            same = (drawn[:-1] == self.tokens[i, place + 1 : place + read]).tolist()
+            right = same.index(False) if False in same else len(same)
+            self.pace.saw(right, right < len(same))
         # drawn after a wrong guess, a token is no more than a guess, but a better one than that before it
-        self.tokens[i, place + 1 : place + 1 + width] = drawn
-        self._guess(found[:, -1], i, place + 1 + width, 2 * width)
+        self.tokens[i, place + 1 : place + 1 + read] = drawn
+        self._guess(found[:, -1], i, place + 1 + read, width)
         return right
 
     def _read(self, at_work: list[int], places: list[int], widths: list[int], sides: int, n: int) -> list[Tensor]:
         """Feed each picture's tokens at its next places -> logits [P, W, V] of the places after each."""
         self.passes += 1
-        where = torch.cat([torch.arange(p, p + w) for p, w in zip(places, widths, strict=True)])
-        rows = torch.tensor(at_work).repeat_interleave(torch.tensor(widths))
-        fed = self.tokens[rows, where]
-        rows = torch.cat([rows + side * n for side in range(sides)])
-        logits = self.decoder.advance(fed.repeat(sides), rows, where.repeat(sides))
+        where = np.concatenate([np.arange(p, p + w) for p, w in zip(places, widths, strict=True)])
+        rows = np.repeat(at_work, widths)
+        fed = self.tokens.numpy()[rows, where]
+        rows = np.concatenate([rows + side * n for side in range(sides)])
+        queries = (torch.from_numpy(part) for part in (np.tile(fed, sides), rows, np.tile(where, sides)))
+        logits = self.decoder.advance(*queries)
         return list(torch.split(logits.view(sides, len(where), -1), widths, dim=1))
 
     def _shown(self, logits: Tensor) -> Tensor:
@@ -118,10 +122,13 @@ class Lookahead:
         """Logits [P, W, V] of places first.. -> tokens int64 [W]."""
         return pick(self._shown(logits), self.noise(i, first, logits.shape[1]), self.sampler)
 
-    def _guess(self, logits: Tensor, i: int, first: int, most: int) -> None:
-        """Guesses for up to ``most`` places from ``first`` on, from logits [P, V] of a place before."""
-        count = min(most, _MAX_WIDTH, self.tokens.shape[1] - first)
-        if count < 1:
+    def _guess(self, logits: Tensor, i: int, first: int, width: int) -> None:
+        """Guesses for what the next two passes read from ``first`` on, from logits [P, V] of a place before.
+
+        None where passes read one place: whether guesses are right is not seen then, so that they stay at one.
+        """
+        count = min(2 * width, _MAX_WIDTH, self.tokens.shape[1] - first)
+        if count < 1 or width == 1:
             return
         noise = self.noise(i, first, count)
         shown = self._shown(logits.unsqueeze(1))

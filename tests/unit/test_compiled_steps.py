@@ -68,6 +68,18 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(kind: str) -> None:
         assert torch.equal(decoder.advance(tokens[here], rows[here], places[here])[0], together[i])
 
 
+def test_threads_share_the_rows_and_change_no_bit() -> None:
+    """Rows 0 to 4 for three threads: two of them take two rows or three, and the queries of a row stay together."""
+    one, three = (Decoder(fresh(), Runtime(threads=n), "half", rows=8, steps=CompiledSteps) for n in (1, 3))
+    rows, places = torch.tensor([4, 0, 0, 1, 2, 3, 3]), torch.tensor([9, 4, 5, 0, 62, 7, 6])
+    assert [part.tolist() for part in three.steps._parts(rows.numpy())] == [[1, 2, 3, 4], [0, 5, 6]]  # type: ignore[attr-defined]
+    for _ in range(3):  # what was written is read again
+        tokens = torch.randint(300, (7,), generator=torch.Generator().manual_seed(5))
+        assert torch.equal(one.advance(tokens, rows, places), three.advance(tokens, rows, places))
+    with pytest.raises(IndexError, match="outside of the model"):
+        three.advance(tokens, rows, places + 5)
+
+
 @pytest.mark.parametrize("wrong", [(300, 0, 0), (-1, 0, 0), (0, 4, 0), (0, -1, 0), (0, 0, 64), (0, 0, -1)])
 def test_ids_outside_of_the_model_or_its_cache_are_refused(wrong: tuple[int, int, int]) -> None:
     """Compiled code does not look at bounds, and would read and write memory that is not its own."""
