@@ -20,36 +20,94 @@ import statistics
 import sys
 import time
 import types
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 
 from dalle_model.config import ModelConfig, SamplerConfig
-from dalle_model.dalle import DalleShape, build_dalle
+from dalle_model.dalle import Dalle, DalleShape, build_dalle, load, save
 from dalle_model.decoder import Decoder
+from dalle_model.eager_steps import EagerSteps
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw_with
+from dalle_model.scenes import render, scene_at
+from dalle_model.token_batches import pad_text
 
 DIM, DEPTH, HEADS, TEXT, GRID, WORDS, CODES, TOP = 256, 8, 8, 64, 16, 4096, 8192, 64
 TOKENS = GRID**2
 SAMPLER = SamplerConfig(top_k=TOP)
 
 
-def ours(pictures: int, dtype: torch.dtype, weights: str) -> Callable[[], Any]:
-    """A packed decoder of a model whose weights are all random: fresh ones are partly zero."""
+def random_model() -> Dalle:
+    """All weights random: fresh ones are partly zero."""
     shape = DalleShape(text_vocab=WORDS, max_text_tokens=TEXT, image_vocab=CODES, grid=GRID)
     model = build_dalle(ModelConfig(dim=DIM, depth=DEPTH, heads=HEADS), shape, Runtime().generator(0)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape) * 0.02 + (p.mean() > 0.5))
-    decoder = Decoder(model, Runtime(dtype=dtype), weights)
-    asked = [Request(tuple(range(1, TEXT + 1)), str(i)) for i in range(pictures)]
+    return model
+
+
+def scenes(first: int, count: int) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """Caption tokens (words, numbered as they are hashed) and codes of scenes: a cell's mean colour, 16 x 16 x 32 levels."""
+    captions, codes = [], []
+    for i in range(first, first + count):
+        scene = scene_at(0, i)
+        captions.append(tuple(1 + zlib.crc32(w.encode()) % (WORDS - 1) for w in scene.caption.split())[:TEXT])
+        cells = render(scene.things, 4 * GRID).reshape(GRID, 4, GRID, 4, 3).mean((1, 3)).reshape(-1, 3)
+        levels = np.array([16, 16, 32])
+        level = np.minimum(cells * levels / 256, levels - 1).astype(np.int64)
+        codes.append(level @ np.array([1, 16, 256]))
+    return captions, torch.from_numpy(np.stack(codes))
+
+
+def trained_model(folder: Path, updates: int, batch: int = 8) -> Dalle:
+    """A model of the same shape that learnt scenes for some updates; read from ``folder`` where it was trained before."""
+    if (folder / "config.json").exists():
+        return load(folder)
+    shape = DalleShape(text_vocab=WORDS, max_text_tokens=TEXT, image_vocab=CODES, grid=GRID)
+    model = build_dalle(ModelConfig(dim=DIM, depth=DEPTH, heads=HEADS), shape, Runtime().generator(0)).train()
+    optim = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    start = time.process_time()
+    for step in range(updates):
+        captions, image = scenes(step * batch, batch)
+        text = torch.from_numpy(pad_text([list(c) for c in captions], TEXT).astype(np.int64))
+        text[torch.rand(batch) < 0.1] = 0  # no caption, which guidance leads away from
+        optim.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 30, 1.02 - step / updates)
+        loss = F.cross_entropy(model.image_logits(model(text, image)).flatten(0, 1), image.flatten())
+        optim.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optim.step()
+        if step % 50 == 49 or step + 1 == updates:
+            print(
+                f"update {step + 1}: {loss.item():.2f} nats per token, {time.process_time() - start:.0f} s", flush=True
+            )
+    save(model.eval(), folder)
+    return model
+
+
+def ours(
+    model: Dalle,
+    pictures: int,
+    dtype: torch.dtype,
+    weights: str,
+    sampler: SamplerConfig,
+    steps: type[EagerSteps] | None,
+) -> Callable[[], Any]:
+    """A packed decoder; prompts are scenes that no model was trained on."""
+    decoder = Decoder(model, Runtime(dtype=dtype), weights, steps=steps)
+    asked = [Request(caption, str(i)) for i, caption in enumerate(scenes(1_000_000, pictures)[0])]
 
     def run() -> None:
         decoder.forget()  # a prompt that was read in the round before would be read for nothing
-        draw_with(decoder, asked, SAMPLER)
+        draw_with(decoder, asked, sampler)
 
     return run
 
