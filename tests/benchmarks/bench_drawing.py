@@ -1,14 +1,18 @@
 """Drawing 256 image tokens after 64 text tokens, against what users would otherwise take, interleaved in one process.
 
-``python tests/benchmarks/bench_drawing.py [PICTURES] [--rounds N]``, one thread. Peers: transformers' GPT2 ``generate``
+``python tests/benchmarks/bench_drawing.py [PICTURES] [--rounds N] [--trained FOLDER]``, one thread. Peers: transformers' GPT2 ``generate``
 (float32 and bfloat16, dynamic and static cache), and dalle-pytorch as shipped where it can be imported
 (``pip install --no-deps dalle-pytorch axial-positional-embedding rotary-embedding-torch ftfy wcwidth einops``; packages
 that it imports and that are not on the timed path are stood in for). All have width 256, 8 layers, 8 heads, random
 weights, and draw among the 64 most probable codes of 8,192.
 
 Random weights are the worst case of drawing several tokens a pass: no guess is right, and the pace soon stops guessing.
-``bench_int8.py`` measures that on a model that has learnt something. Seconds are processor seconds of this process: with one thread they are the wall clock of an idle machine, and other
-jobs on the cores disturb them little. Judge by the ratios.
+With ``--trained FOLDER`` a model of the same shape is drawn from, too, that learnt packaged scenes for ``--updates`` of 8
+pictures (120 take six minutes on one Zen 3 core); it is kept in the folder. What peers take does not depend on weights.
+
+"operators" is the same decoder by torch's operators instead of compiled passes. Seconds are processor seconds of this
+process: with one thread they are the wall clock of an idle machine, and other jobs on the cores disturb them little.
+Judge by the ratios.
 """
 
 import argparse
@@ -22,6 +26,7 @@ import time
 import types
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +47,12 @@ from dalle_model.token_batches import pad_text
 DIM, DEPTH, HEADS, TEXT, GRID, WORDS, CODES, TOP = 256, 8, 8, 64, 16, 4096, 8192, 64
 TOKENS = GRID**2
 SAMPLER = SamplerConfig(top_k=TOP)
+SAMPLERS = {
+    "top-k 64": SAMPLER,
+    "temperature 1": SamplerConfig(),
+    "temperature 0.9, top-p 0.95": SamplerConfig(temperature=0.9, top_p=0.95),
+    "temperature 0.9, top-p 0.95, guidance 2": SamplerConfig(temperature=0.9, top_p=0.95, guidance=2.0),
+}
 
 
 def random_model() -> Dalle:
@@ -189,33 +200,56 @@ def limit_s(pictures: int, gflops: float) -> float:
     return 2 * weight_bytes("int8", torch.int8) * TOKENS * pictures / gflops / 1e9
 
 
+def our_makers(n: int, folder: Path | None, updates: int) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Ways to draw n pictures by name: of random weights, and of trained ones where there is a folder for them."""
+    kinds = {"f32": (torch.float32, "full"), "half": (torch.float32, "half"), "int8": (torch.float32, "int8")}
+    random = random_model()
+    makers: dict[str, Callable[[], Callable[[], Any]]] = {}
+    for kind, (dtype, weights) in kinds.items():
+        for way, steps in (("", None), (", operators", EagerSteps)):
+            makers[f"random {kind}{way}"] = partial(ours, random, n, dtype, weights, SAMPLER, steps)
+    if folder is not None:
+        trained = trained_model(folder, updates)
+        for kind, (dtype, weights) in kinds.items():
+            for name, sampler in SAMPLERS.items():
+                makers[f"trained {kind}, {name}"] = partial(ours, trained, n, dtype, weights, sampler, None)
+        makers["trained int8, top-k 64, operators"] = partial(
+            ours, trained, n, torch.float32, "int8", SAMPLER, EagerSteps
+        )
+    return makers
+
+
 def main() -> None:
     """Print one Markdown table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("pictures", type=int, nargs="?", default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default="gpt2 f32,gpt2 f32 static,gpt2 bf16,dalle-pytorch")
+    parser.add_argument("--ours", default="", help="rows that begin so, divided by commas; empty = all")
+    parser.add_argument("--trained", type=Path, help="folder of the trained model")
+    parser.add_argument("--updates", type=int, default=120)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     f32, bf16, n = torch.float32, torch.bfloat16, given.pictures
     makers: dict[str, Callable[[], Callable[[], Any]]] = {
-        "ours f32": lambda: ours(n, f32, "full"),
-        "ours bf16": lambda: ours(n, bf16, "full"),
-        "ours half": lambda: ours(n, f32, "half"),
-        "ours int8": lambda: ours(n, f32, "int8"),
         "gpt2 f32": lambda: gpt2(n, f32, False),
         "gpt2 f32 static": lambda: gpt2(n, f32, True),
         "gpt2 bf16": lambda: gpt2(n, bf16, False),
         "dalle-pytorch": lambda: dalle_pytorch(n),
     }
-    chosen = [name for name in makers if name.startswith("ours") or name in given.peers.split(",")]
+    makers = {name: make for name, make in makers.items() if name in given.peers.split(",")}
+    makers |= {
+        name: make
+        for name, make in our_makers(n, given.trained, given.updates).items()
+        if name.startswith(tuple(given.ours.split(",")))
+    }
     runs, first_s = {}, {}
-    for name in chosen:
+    for name, make in makers.items():
         start = time.process_time()
-        runs[name] = makers[name]()
+        runs[name] = make()
         with torch.inference_mode():
-            if n == 1 and name.startswith("ours"):  # packed, measured and drawn, from weights in memory
+            if n == 1 and name.startswith("random"):  # packed, measured and drawn, from weights in memory
                 runs[name]()
                 first_s[name] = time.process_time() - start
     took: dict[str, list[float]] = {name: [] for name in runs}
@@ -240,12 +274,12 @@ def main() -> None:
     kinds = {"float32": ("full", f32), "half": ("half", f32), "int8": ("int8", f32)}
     print(", ".join(f"{k} {TOKENS * weight_bytes(*v) / read_gbs / 1e9:.3f}" for k, v in kinds.items()))
     print(f"limit of {n} pictures by the products in float32, s: {limit_s(n, gemm_gflops(f32)):.3f}")
-    names = [name for name in runs if name.startswith("ours")]
-    print(f"| drawn by | s | tokens/s | pictures/s | {' | '.join(f'times {name}' for name in names)} |")
-    print("|---|---|---|---|" + "---|" * len(names))
     middle = {name: statistics.median(values) for name, values in took.items()}
+    peers = [name for name in runs if name.startswith(("gpt2", "dalle"))]
+    print(f"| drawn by | s | tokens/s | pictures/s | {' | '.join(f'{name}, times' for name in peers)} |")
+    print("|---|---|---|---|" + "---|" * len(peers))
     for name, s in middle.items():
-        ratios = " | ".join(f"{s / middle[mine]:.2f}" for mine in names)
+        ratios = " | ".join(f"{middle[peer] / s:.2f}" for peer in peers)
         print(f"| {name} | {s:.3f} | {n * TOKENS / s:.0f} | {n / s:.2f} | {ratios} |")
 
 
