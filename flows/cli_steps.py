@@ -236,6 +236,9 @@ def generate(
     model: Annotated[
         str, typer.Option("--model", metavar="REF", help="The model; a name is resolved once.")
     ] = "latest",
+    own_captions: Annotated[
+        int, typer.Option("--own-captions", min=0, help="So many captions of the model's own pairs, too.")
+    ] = 0,
     n: Annotated[int, typer.Option("--n", help="Pictures per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
     best_of: Annotated[
@@ -260,10 +263,12 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """**Draw** pictures for prompts, and write them to a folder with a gallery."""
-    if not prompts and not prompts_uri:
-        raise UsageError('no prompt given; write one, e.g. dalle generate "a red heart", or a file with --prompts URI')
+    if not prompts and not prompts_uri and not own_captions:
+        raise UsageError(
+            'no prompt given; write one, e.g. dalle generate "a red heart", a file with --prompts URI, or --own-captions 8'
+        )
     if best_of or explain:
-        if len(prompts or []) != 1 or prompts_uri or (best_of and explain):
+        if len(prompts or []) != 1 or prompts_uri or own_captions or (best_of and explain):
             raise UsageError(
                 "--best-of and --explain work on one prompt, and not together; give one of them and one prompt"
             )
@@ -276,6 +281,7 @@ def generate(
     assignments = [
         f"generate.prompts={json.dumps(prompts or [])}",
         f"generate.prompts_uri={prompts_uri}",
+        f"generate.own_captions={own_captions}",
         f"generate.n={n}",
         f"generate.seed={seed}",
     ]

@@ -23,6 +23,7 @@ from dalle_model.config import (
 
 _PROMPTS = GenerateConfig(
     prompts=("a red bicycle leaning on a wall", "a watercolour of a lighthouse", "two cups of coffee on a table"),
+    own_captions=8,
     batch_size=8,
 )
 _SOURCE = "webdataset:data"

@@ -107,19 +107,7 @@ def quickstart() -> PipelineConfig:
             # held-out ones; the temperature leaves several pictures per prompt to see.
             sampler=SamplerConfig(temperature=0.5, guidance=1.5),
         ),
-        generate=GenerateConfig(
-            prompts=(
-                "red apple",
-                "woman firefighter: medium-dark skin tone",
-                "man astronaut: light skin tone",
-                "clown face",
-                "flag: Italy",
-                "thumbs up: dark skin tone",
-                "person in lotus position: medium skin tone",
-                "red heart",
-            ),
-            n=4,
-        ),
+        generate=GenerateConfig(own_captions=8, n=4),
     )
 
 

@@ -16,7 +16,7 @@ from dalle_model.distances import squared_distances
 from dalle_model.errors import DataError
 from dalle_model.features import ThumbnailFeatures
 from dalle_model.images import to_float
-from tasks.fit_tokenizer import spread
+from tasks.pictures import spread
 
 UInt8 = npt.NDArray[np.uint8]
 UInt16 = npt.NDArray[np.uint16]

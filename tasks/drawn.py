@@ -16,9 +16,9 @@ from dalle_model.images import to_float, to_uint8
 from dalle_model.metrics import halved, recognised
 from dalle_model.sheets import Section, sectioned_sheet
 from tasks.drawing import Painter
-from tasks.fit_tokenizer import reconstruct, spread
+from tasks.fit_tokenizer import reconstruct
 from tasks.job import Job
-from tasks.pictures import PictureSet
+from tasks.pictures import PictureSet, spread
 
 UInt8 = npt.NDArray[np.uint8]
 _REPEATED_CAPTIONS = 8

@@ -33,11 +33,10 @@ from tasks.evaluation_report import Evidence, report
 from tasks.examples import ROLE, examples_table
 from tasks.findings import Findings, Record
 from tasks.fit_dalle import read_tokens
-from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
 from tasks.judge import trained_judge
 from tasks.pages import report_html
-from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.pictures import PictureSet, curated_table, load_pictures, spread
 
 UNSEEN = ("train", "valid", "test", "heldout")
 _FITTED_PICTURES = 256  # that the likelihood of pixels is fitted to

@@ -20,10 +20,9 @@ from tasks.curves import curves_of
 from tasks.examples import ROLE, examples_table
 from tasks.figures import metrics_of
 from tasks.findings import Findings, Record
-from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
 from tasks.pages import Ancestor, Headline, Neighbour, Picture, ReportData, Sample, Sheet, report_html
-from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.pictures import PictureSet, curated_table, load_pictures, spread
 from tasks.unprompted import UnpromptedPainter, load_unprompted
 
 UInt8 = npt.NDArray[np.uint8]

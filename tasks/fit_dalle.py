@@ -24,9 +24,9 @@ from dalle_model.warm_start import start_from
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.drawing import Painter
 from tasks.encode_images import load_tokenizer
-from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome, load_ancestor
 from tasks.live import Draw
+from tasks.pictures import spread
 from tasks.training import curve_object, train, training_runtime
 
 _DRAWN = 8  # captions drawn at each look

@@ -22,9 +22,8 @@ from dalle_model.unprompted import (
     generator_to_bytes,
     noise_of,
 )
-from tasks.fit_tokenizer import spread
 from tasks.job import Job, Outcome
-from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.pictures import PictureSet, curated_table, load_pictures, spread
 from tasks.training import curve_object, train, training_runtime
 
 _INIT = 3  # stream of the initial weights under the training seed

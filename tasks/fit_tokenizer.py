@@ -25,7 +25,7 @@ from dalle_model.tokenizers.dvae import DvaeTokenizer
 from dalle_model.tokenizers.dvae_start import scale_to_pictures
 from dalle_model.tokenizers.registry import build_tokenizer, tokenizer_to_bytes
 from tasks.job import Job, Outcome
-from tasks.pictures import PictureSet, curated_table, load_pictures
+from tasks.pictures import PictureSet, curated_table, load_pictures, spread
 from tasks.prompts import read_uri
 from tasks.training import curve_object, train, training_runtime
 
@@ -146,11 +146,6 @@ def decode_ids(tokenizer: ImageTokenizer, ids: torch.Tensor, runtime: Runtime, b
     with runtime.autocast():
         batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
         return torch.cat([tokenizer.decode(batch.to(runtime.device)).float().cpu() for batch in batches])
-
-
-def spread(count: int, wanted: int) -> np.ndarray:  # type: ignore[type-arg]
-    """``wanted`` row numbers spread evenly over ``count`` rows, int64, ascending and distinct."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
 
 
 def _examine(

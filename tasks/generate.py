@@ -20,12 +20,13 @@ from dalle_model.images import to_uint8
 from dalle_model.prompt_policy import PromptPolicy
 from dalle_model.records import GENERATION
 from dalle_model.sheets import contact_sheet
-from tasks.artifacts import ObjectRef, Part
+from tasks.artifacts import Manifest, ObjectRef, Part
 from tasks.drawing import Painter, load_painter
-from tasks.job import Job, Outcome
+from tasks.job import Job, Outcome, load_ancestor
 from tasks.model_scores import nsfw_digest, open_nsfw
 from tasks.pages import gallery_html
-from tasks.prompts import all_prompts, read_uri
+from tasks.pictures import curated_table, spread
+from tasks.prompts import Prompt, all_prompts, read_uri
 from tasks.provenance import encoded
 from tasks.settings import Settings
 from tasks.work_items import Item, Piece, items_of, pieces
@@ -84,6 +85,8 @@ def work(job: Job) -> Outcome:
     prompts, digest = all_prompts(config, job.settings)
     if digest != job.spec.recorded_config["outside"].get("prompts", ""):
         raise DataError(f"the prompt file {config.prompts_uri} changed since this run began; start again")
+    if config.own_captions:
+        prompts += _own_captions(job, job.inputs["model"], config.own_captions)
     studio = _studio(job)
     painter = studio.painter
     about = {
@@ -108,6 +111,20 @@ def work(job: Job) -> Outcome:
         "not_checked": [] if config.nsfw_model else ["nsfw"],  # not checked is not safe
     }
     return Outcome(tuple(objects), total, stats)
+
+
+def _own_captions(job: Job, model: Manifest, count: int) -> list[Prompt]:
+    """Captions that ``model`` was made from, tagged with their split: held-out ones, at most half, then training ones.
+
+    Spread over the alphabet. Fewer than ``count`` where there are fewer. Raises DataError when the pairs are gone.
+    """
+    by_tokens = any(used.name == "tokens" for used in model.inputs)
+    curated = load_ancestor(job.store, load_ancestor(job.store, model, "tokens") if by_tokens else model, "curated")
+    found: list[Prompt] = []
+    for split, wanted in (("heldout", count // 2), ("train", count)):
+        captions = sorted(set(curated_table(job, curated, (split,))["caption"].to_pylist()) - {p.text for p in found})
+        found += [Prompt(captions[i], tags=(split,)) for i in spread(len(captions), min(wanted, count - len(found)))]
+    return found
 
 
 def _drawn(job: Job, studio: _Studio, cut: Sequence[Piece]) -> dict[str, Part]:

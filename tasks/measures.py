@@ -29,7 +29,7 @@ from dalle_model.scenes import parse_caption
 from tasks.copies import Nearest
 from tasks.drawn import Drawn, Repeats
 from tasks.findings import Findings
-from tasks.fit_tokenizer import spread
+from tasks.pictures import spread
 
 UInt8 = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]

@@ -30,6 +30,11 @@ def curated_table(job: Job, curated: Manifest, splits: tuple[str, ...] | None = 
     return table.filter(pa.compute.is_in(table["split"], pa.array(list(splits))))
 
 
+def spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
+    """``wanted`` row numbers spread evenly over ``count`` rows, int64, ascending and distinct."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
+
+
 # Positions in the rows and encoded pictures -> uint8 [n, px, px, 3]; called in threads.
 Squares = Callable[[npt.NDArray[np.int64], Sequence[bytes]], UInt8]
 

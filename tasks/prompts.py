@@ -108,7 +108,7 @@ def _whole(value: Any, name: str, line: int, least: int) -> int | None:
 def all_prompts(config: GenerateConfig, settings: Settings) -> tuple[list[Prompt], str]:
     """Every prompt in order, repeated ones once, and the digest of the prompt file's bytes (empty without a file).
 
-    Text is NFC with white space folded. Raises SourceError when there is none.
+    Text is NFC with white space folded. Raises SourceError when there is none, and no caption is wanted either.
     """
     prompts = [Prompt(text) for text in config.prompts]
     digest = ""
@@ -118,6 +118,6 @@ def all_prompts(config: GenerateConfig, settings: Settings) -> tuple[list[Prompt
         prompts += parse_prompts(data, config.prompts_uri)
     cleaned = [replace(p, text=normalise_caption(p.text), negative=normalise_caption(p.negative)) for p in prompts]
     unique = list(dict.fromkeys(cleaned))
-    if not unique:
-        raise SourceError("no prompt given; set generate.prompts or generate.prompts_uri")
+    if not unique and not config.own_captions:
+        raise SourceError("no prompt given; set generate.prompts, generate.prompts_uri or generate.own_captions")
     return unique, digest

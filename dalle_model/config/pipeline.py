@@ -71,6 +71,12 @@ class GenerateConfig(Section):
     prompts_uri: str = Field(
         "", description="File of prompts (txt, jsonl, csv, parquet) read after `prompts`; a path or s3:// URI."
     )
+    own_captions: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Captions of the model's own pairs to draw after the prompts, half of them held out from training where there are such: what to look at first when the pictures are yours.",
+    )
     n: int = Field(
         4,
         ge=1,

@@ -34,7 +34,7 @@ from dalle_model.metrics import halved, psnr, recognised, ssim
 from dalle_model.sheets import Section, sectioned_sheet
 from flows.inspection import all_manifests
 from tasks.artifacts import Manifest
-from tasks.fit_tokenizer import spread
+from tasks.pictures import spread
 from tasks.settings import Settings
 from tasks.step import open_store
 

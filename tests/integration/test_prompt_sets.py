@@ -83,6 +83,20 @@ def test_a_grown_prompt_set_finds_the_pictures_that_are_there(tiny_run: TinyRun,
     assert len(now) == 13 and all(now[prompt] == image for prompt, image in old.items())
 
 
+def test_captions_of_the_models_own_pairs_are_drawn_half_of_them_held_out(tiny_run: TinyRun, store: Store) -> None:
+    curated = tiny_run.manifest("curate").objects_of("curated")
+    pairs = [row for o in curated for row in pq.read_table(io.BytesIO(store.read(o))).to_pylist()]
+    of = {split: {row["caption"] for row in pairs if row["split"] == split} for split in ("heldout", "train")}
+    result = _draw(tiny_run, store, prompts=("a red heart",), own_captions=6, n=1)
+    prompt, *own = [(row["prompt"], row["tags"]) for row in _rows(store, result)]
+    assert prompt == ("a red heart", "") and len(own) == len(set(own)) == 6
+    held = [caption for caption, tags in own if tags == "heldout"]
+    assert len(held) == min(3, len(of["heldout"])) and set(held) <= of["heldout"]
+    assert {caption for caption, tags in own if tags == "train"} <= of["train"]
+    everything = _rows(store, _draw(tiny_run, store, own_captions=10_000, n=1))
+    assert {row["prompt"] for row in everything} == of["heldout"] | of["train"]
+
+
 def test_webp_holds_the_same_pixels_and_says_where_it_comes_from(tiny_run: TinyRun, store: Store) -> None:
     png, webp = (_rows(store, _draw(tiny_run, store, prompts=("a heart",), n=1, format=f))[0] for f in ("png", "webp"))
     pictures = [Image.open(io.BytesIO(row["image"])) for row in (png, webp)]
