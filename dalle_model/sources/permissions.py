@@ -3,6 +3,7 @@
 Nothing here opens a connection; it reads what the fetcher brought.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterable
@@ -14,27 +15,33 @@ from protego import Protego
 AGENT = "dalle-prefect"  # the product token that robots.txt and X-Robots-Tag are matched against
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_CRAWLER = re.compile(r"(\*|[a-z][a-z0-9_.-]*)(/\S*)?$")  # not the hour of a date
+_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 
 def tag_refuses(values: Iterable[str]) -> str:
     """The directive of X-Robots-Tag headers that speaks against this use, "" when none does.
 
-    A directive may be addressed ("otherbot: noindex"); what is for another crawler does not count.
+    A directive may be addressed ("otherbot: noindex"); what is for another crawler does not count. Commas are due between
+    directives; semicolons, spaces and quotes are understood as well, for who writes so means it.
     """
     for value in values:
         agent = ""
-        for token in value.lower().split(","):
+        for token in re.split("[,;]", value.lower()):
             name, colon, rest = token.partition(":")
-            if colon and name.strip() not in _WITH_VALUE:
-                agent, token = name.strip(), rest
-            if agent in ("", "*", AGENT) and token.strip() in OPT_OUTS:
-                return token.strip()
+            if name.strip() in _WITH_VALUE:
+                continue
+            if colon and (named := _CRAWLER.match(name.strip())):
+                agent, token = named[1], rest
+            if agent in ("", "*", AGENT) and (said := OPT_OUTS.intersection(token.replace('"', " ").split())):
+                return min(said)
     return ""
 
 
-def header_reserves(value: str | None) -> bool | None:
-    """What a TDM-Reservation header says: reserved, not reserved, or None when it says nothing."""
-    return {"1": True, "0": False}.get((value or "").strip())
+def header_reserves(values: Iterable[str]) -> bool | None:
+    """What TDM-Reservation headers say: reserved (one of them is enough), not reserved, or None when they say nothing."""
+    said = {word.strip(' "') for value in values for word in re.split("[,;]", value)}
+    return True if "1" in said else False if "0" in said else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,27 @@ class TdmRules:
 
 
 def _matches(pattern: str, path: str) -> bool:
-    """Patterns as in robots.txt: a prefix in which * stands for anything, and $ at the end for the end."""
-    ends = pattern.endswith("$")
-    words = [re.escape(word) for word in pattern.removesuffix("$").split("*")]
-    return re.match(".*".join(words) + ("$" if ends else ""), path) is not None
+    """Patterns as in robots.txt: a prefix in which * stands for anything, and $ at the end for the end.
+
+    Each piece is taken where it first stands, which is right for such patterns and cannot run for ever, as a regular
+    expression with many stars does.
+    """
+    first, *pieces = pattern.removesuffix("$").split("*")
+    if not path.startswith(first):
+        return False
+    at = len(first)
+    if not pattern.endswith("$"):
+        last = ""
+    elif pieces:
+        last = pieces.pop()
+    else:
+        return path == first
+    for piece in pieces:
+        at = path.find(piece, at)
+        if at < 0:
+            return False
+        at += len(piece)
+    return len(path) - len(last) >= at and path.endswith(last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +108,7 @@ class SiteRules:
     @classmethod
     def parse(cls, robots: bytes | None, tdm: bytes | None, note: str = "") -> "SiteRules":
         """From the two files, None = absent."""
-        parsed = None if robots is None else Protego.parse(robots.decode(errors="replace"))
+        parsed = None if robots is None else Protego.parse(_text(robots))
         return cls(parsed, TdmRules() if tdm is None else TdmRules.parse(tdm), note)
 
     def allows(self, url: str) -> bool:
@@ -94,3 +118,8 @@ class SiteRules:
     def delay_s(self) -> float:
         """Seconds between requests that robots.txt asks for, 0 = it does not."""
         return float((self.robots and self.robots.crawl_delay(AGENT)) or 0.0)
+
+
+def _text(data: bytes) -> str:
+    """A file as its owner wrote it: editors put marks at the start, and behind one that stays, no first rule is seen."""
+    return data.decode("utf-16" if data.startswith(_MARKS) else "utf-8-sig", errors="replace")

@@ -20,7 +20,7 @@ from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.addresses import AddressPolicy
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
-from dalle_model.sources.permissions import SiteRules, TdmRules, tag_refuses
+from dalle_model.sources.permissions import SiteRules, TdmRules, header_reserves, tag_refuses
 from dalle_model.sources.url_list import UrlList
 
 PNG = encoded(photo(40, 30), "PNG")
@@ -172,16 +172,51 @@ def test_a_site_whose_rules_cannot_be_had_is_left_alone_for_now() -> None:
         ([{"location": "/", "tdm-reservation": 1}, {"location": "/a/", "tdm-reservation": 0}], True),
         ([{"location": 7, "tdm-reservation": 1}, "x", None], False),
         ("rubbish", False),
+        ([{"location": "/" + "*a" * 60 + "*c$", "tdm-reservation": 1}], False),  # for ever, as a regular expression
+        ([{"location": "/a/b.png$", "tdm-reservation": 1}], True),
+        ([{"location": "/a/b$", "tdm-reservation": 1}], False),
+        ([{"location": "/a*b.p*ng", "tdm-reservation": 1}], True),
+        ([{"location": "/*b.png*g$", "tdm-reservation": 1}], False),
+        ([{"location": "*", "tdm-reservation": 1}], True),
     ],
 )
 def test_reservations_of_a_site(rules: Any, reserved: bool) -> None:
-    assert TdmRules.parse(json.dumps(rules).encode()).reserves("/a/b.png") is reserved
+    found = TdmRules.parse(json.dumps(rules).encode())
+    assert found.reserves("/a/b.png") is reserved
+    found.reserves("/" + "a" * 200)
 
 
 def test_rules_of_unknown_quality_do_no_harm() -> None:
     SiteRules.parse(b"\xff\xfe\0" * 1000 + b"Disallow /", b"[[[[").allows("http://x/")
     assert tag_refuses(["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex", ""]) == "noindex"
     assert not tag_refuses(["max-snippet: 20", "nofollow", ":", ",,"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_robots_txt_is_read_as_editors_write_it(encoding: str) -> None:
+    assert not SiteRules.parse("User-agent: *\nDisallow: /\n".encode(encoding), None).allows("http://x/a")
+
+
+@pytest.mark.parametrize(
+    ("value", "refuses"),
+    [
+        ("noai; noimageai", True), ("noarchive noai", True), ('"noai"', True), ("dalle-prefect/0.2: noai", True),
+        ("dalle-prefect : noai", True), ("googlebot: noindex, dalle-prefect: noai", True), ("*: noindex", True),
+        ("unavailable_after: Wed, 21 Oct 2099 07:28:00 GMT, noai", True),  # the hour names no crawler
+        ("otherbot/1.0: noai", False), ("otherbot: all, noai", False), ("no_ai", False), ("max-image-preview: none", False),
+    ],
+)  # fmt: skip
+def test_tags_are_understood_however_they_are_written(value: str, refuses: bool) -> None:
+    assert bool(tag_refuses(["all", value])) is refuses
+
+
+@pytest.mark.parametrize(
+    ("values", "reserved"),
+    [([], None), (["1"], True), (["0"], False), (["0", "1"], True), (["1, 0"], True), (['"1"'], True), (["1; x"], True),
+     (["2"], None), (["true"], None), (["10"], None)],
+)  # fmt: skip
+def test_one_reservation_is_enough(values: list[str], reserved: bool | None) -> None:
+    assert header_reserves(values) is reserved
 
 
 # ----------------------------------------------------------------------------------------- where nobody should go

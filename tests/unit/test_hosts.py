@@ -1,0 +1,71 @@
+"""How a host is treated that asks for pauses, or fails again and again."""
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from dalle_model.decoding import Reason
+from dalle_model.sources.fetch_failures import Failed
+from dalle_model.sources.hosts import Host, Pace, retry_after_s
+
+IN_A_MINUTE = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "least_s", "most_s"),
+    [
+        ("", 1, 1), ("soon", 1, 1), ("-5", 1, 1), ("0", 1, 1), ("1.5", 1, 1), ("nan", 1, 1), ("\u00b2", 1, 1),
+        ("7", 7, 7), (" 7 ", 7, 7), ("1000000000", 86_400, 86_400), ("9" * 5000, 86_400, 86_400),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 1, 1), ("Wed, 21 Oct 2099 07:28:00 GMT", 86_400, 86_400),
+        ("Wed, 99 Oct 2099 07:28:00 GMT", 1, 1), ("Sunday, 06-Nov-94 08:49:37 GMT", 1, 1),
+        (IN_A_MINUTE, 1, 60),
+    ],
+)  # fmt: skip
+def test_pauses_are_read_as_they_are_meant_and_never_longer_than_a_day(
+    value: str, least_s: float, most_s: float
+) -> None:
+    assert least_s <= retry_after_s(value) <= most_s
+
+
+def test_a_host_that_goes_on_failing_is_left_alone_and_one_that_works_again_is_not() -> None:
+    async def play() -> None:
+        host = Host("x.example", 1000)
+        for _ in range(31):
+            host.failed(Reason.FETCH_TIMEOUT)
+        host.check()
+        host.worked()
+        host.failed(Reason.FETCH_TIMEOUT)
+        host.check()
+        for _ in range(31):
+            host.failed(Reason.FETCH_TIMEOUT)
+        with pytest.raises(Failed, match=r"x\.example is left alone for now: it failed 32 times in a row") as raised:
+            host.check()
+        assert raised.value.refused.reason == Reason.FETCH_TIMEOUT
+        assert not raised.value.again
+        other = Host("y.example", 1000)
+        other.asks_for(30)
+        other.check()
+        other.asks_for(31)
+        with pytest.raises(Failed, match="it asks for a pause of 31 s"):
+            other.check()
+
+    asyncio.run(play())
+
+
+def test_a_pause_counts_for_those_who_wait_already() -> None:
+    async def play() -> float:
+        pace = Pace(10)
+        pace.ask(0.05)  # no interval longer than the own: nothing changes
+        for _ in range(10):
+            await pace.wait()  # the burst of a rest
+        waiting = [asyncio.create_task(pace.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        pace.hold(0.4)
+        await asyncio.gather(*waiting)
+        return time.monotonic() - started
+
+    assert asyncio.run(play()) > 0.55, "a pause, and two more intervals of a tenth"
