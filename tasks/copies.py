@@ -2,7 +2,8 @@
 
 Both thresholds are set on the training pictures themselves: how near do different ones come to each other? A drawing
 nearer than all but 2 in 1,000 of them do is a copy. Near-duplicates among the training pictures say nothing of that,
-however many there are, and are left out. Own measure, after Carlini et al. 2023 (arXiv 2301.13188), who look at the
+however many there are, and are left out. By features a copy is also nearer than a quarter of their usual distance: of few
+pictures all are far from each other, and a blur is nearer to one of them without being a copy. Own measure, after Carlini et al. 2023 (arXiv 2301.13188), who look at the
 distance to the nearest training picture against that to others.
 """
 
@@ -26,6 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 _QUANTILE = 0.002  # for each of the two spaces
 _SAME = 0.01  # root mean squared error of thumbnails, colours from 0 to 1: two and a half of 255 levels, nobody sees it
+_CLOSE = 0.25  # of the root mean squared distance between training pictures, by features
 _MOST_PROBES = 2000
 _MOST_COMPARED = 2_000_000_000  # tokens compared to find the threshold
 _PIECE = 512
@@ -67,13 +69,14 @@ class CopyDetector:
         # A picture that is there a hundred times is one picture: else it would be all that the quantile sees.
         different = np.unique(same.argmax(axis=1), return_index=True)[1]
         different = different[np.isfinite(by_features[different])]
-        self.feature_threshold = max(_SAME, _low_quantile(by_features[different], 0.0))
+        close = _CLOSE * float(squared.mean()) ** 0.5
+        self.feature_threshold = max(_SAME, min(close, _low_quantile(by_features[different], 0.0)))
         # Strictly below: where different pictures share all tokens, tokens tell nothing. Equal ones only, of one picture.
         self.token_threshold = _low_quantile(by_tokens[different], 0.5 / tokens.shape[1] if tokens.shape[1] else 0.0)
         self.protocol: dict[str, Any] = {
             "feature_threshold": float(f"{self.feature_threshold:.9g}"),
             "token_threshold": float(f"{self.token_threshold:.9g}"),
-            "rule": f"{_QUANTILE:g} quantile of the distances from training pictures to their nearest different one; nearer than {_SAME:g} is the same one",
+            "rule": f"{_QUANTILE:g} quantile of the distances from training pictures to their nearest different one; nearer than {_SAME:g} is the same one; by features at most {_CLOSE:g} of the root mean squared distance",
             "probes": len(different),
             "reference_pictures": len(training),
             "features": {self._features.name: self._features.digest},

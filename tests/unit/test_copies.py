@@ -58,3 +58,15 @@ def test_a_copy_is_found_by_its_tokens_alone_and_by_its_pixels_alone():
 def test_a_handful_of_training_pictures_needs_no_threshold():
     detector = CopyDetector(SCENES[:1], encoded(SCENES[:1]))
     assert detector.look(SCENES[:2], encoded(SCENES[:2])).copied.tolist() == [True, False]
+
+
+def test_a_blur_copies_none_of_a_few_pictures_that_are_far_from_each_other():
+    """It is nearer to one of them than they are to each other: the whole tiny chain was called a copy for that."""
+    corners = 255 * np.array(np.meshgrid(*[[0, 1]] * 3)).reshape(3, 8).T.reshape(8, 1, 1, 3)
+    few = np.broadcast_to(corners, (8, PX, PX, 3)).astype(np.uint8)
+    blurs = (few * 0.5 + few.mean(0) * 0.5).astype(np.uint8)
+    tokens = np.zeros((8, 0), np.uint16)
+    detector = CopyDetector(few, tokens)
+    assert not detector.look(blurs, tokens).copied.any()
+    themselves = detector.look(few, tokens)
+    assert themselves.copied.all() and themselves.source.tolist() == list(range(8))
