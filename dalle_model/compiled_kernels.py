@@ -68,26 +68,42 @@ def _add_products(sums, x, w):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _widen(w, wide):  # type: ignore[no-untyped-def]
-    for j in range(UNROLL * BLOCK):
-        wide[j] = w[j]
+def _add_products_of_two(sums, x, y, w):  # type: ignore[no-untyped-def]
+    """As ``_add_products`` for x and for y, whose sums stand one after the other: each weight is widened once."""
+    for half in range(0, UNROLL, 4):
+        x0, x1, x2, x3 = x[half], x[half + 1], x[half + 2], x[half + 3]
+        y0, y1, y2, y3 = y[half], y[half + 1], y[half + 2], y[half + 3]
+        for group in range(BLOCK // GROUP):
+            total, part = sums[group * GROUP :][: BLOCK + GROUP], w[(group * UNROLL + half) * GROUP :][: 4 * GROUP]
+            for j in range(GROUP):
+                s, t = total[j], total[BLOCK + j]
+                v = np.float32(part[j])
+                s, t = s + x0 * v, t + y0 * v
+                v = np.float32(part[GROUP + j])
+                s, t = s + x1 * v, t + y1 * v
+                v = np.float32(part[2 * GROUP + j])
+                s, t = s + x2 * v, t + y2 * v
+                v = np.float32(part[3 * GROUP + j])
+                s, t = s + x3 * v, t + y3 * v
+                total[j], total[BLOCK + j] = s, t
 
 
 @_compiled
-def _multiply(x, w, scales, out, sums, wide):  # type: ignore[no-untyped-def]
-    """out [Q, N] = x [Q, K] @ w * scales; sums [Q * BLOCK] and wide [UNROLL * BLOCK] are scratch."""
+def _multiply(x, w, scales, out, sums):  # type: ignore[no-untyped-def]
+    """out [Q, N] = x [Q, K] @ w * scales; sums [Q * BLOCK] is scratch."""
     count, size = x.shape
+    pairs = 0 if w.itemsize == 4 else count // 2  # what is no integer is not widened, and read faster in one go
     for block in range(w.shape[0]):
         for j in range(count * BLOCK):
             sums[j] = _ZERO
         for k in range(0, size, UNROLL):
             part = w[block, k * BLOCK : (k + UNROLL) * BLOCK]
-            if count == 1:
-                _add_products(sums[:BLOCK], x[0, k : k + UNROLL], part)
-            else:  # the same floats, made once for all queries
-                _widen(part, wide)
-                for i in range(count):
-                    _add_products(sums[i * BLOCK : (i + 1) * BLOCK], x[i, k : k + UNROLL], wide)
+            for i in range(0, 2 * pairs, 2):
+                _add_products_of_two(
+                    sums[i * BLOCK : (i + 2) * BLOCK], x[i, k : k + UNROLL], x[i + 1, k : k + UNROLL], part
+                )
+            for i in range(2 * pairs, count):
+                _add_products(sums[i * BLOCK : (i + 1) * BLOCK], x[i, k : k + UNROLL], part)
         scale = scales[block * BLOCK : (block + 1) * BLOCK]
         for i in range(count):
             here, total = out[i, block * BLOCK : (block + 1) * BLOCK], sums[i * BLOCK : (i + 1) * BLOCK]
@@ -312,9 +328,7 @@ def decode(tokens, rows, places, prefix, centred, inputs, gains, matrices, scale
     s_qkv, s_out, s_up, s_down, s_head = scales
     turn, swapped = turns
     keys, key_scales, values, value_scales = cache
-    all_x, all_unit, all_qkv, all_mixed, all_added, all_h, all_gated, sums, wide, vectors, scores, powers, lanes = (
-        scratch
-    )
+    all_x, all_unit, all_qkv, all_mixed, all_added, all_h, all_gated, sums, vectors, scores, powers, lanes = scratch
     n, layers = len(tokens), len(w_qkv)
     x, unit, qkv, mixed, added = all_x[:n], all_unit[:n], all_qkv[:n], all_mixed[:n], all_added[:n]
     h, gated = all_h[:n], all_gated[:n]
@@ -346,7 +360,7 @@ def decode(tokens, rows, places, prefix, centred, inputs, gains, matrices, scale
         else:
             _gate(h, gated.shape[1], gated, powers)
             source, w, s, out = gated, w_down[layer], s_down[layer], added
-        _multiply(source, w, s, out, sums, wide)
+        _multiply(source, w, s, out, sums)
         if kind % 2 == 1:
             _add(x, added)
     return True

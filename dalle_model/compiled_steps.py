@@ -89,10 +89,10 @@ class CompiledSteps:
         block = self._kernels.BLOCK
         widths = (dim, dim, *(scale.shape[-1] for scale in (self._scales[0],)), dim, self._scales[1].shape[-1])
         by_query = [np.zeros((rows, n), np.float32) for n in (*widths, self._scales[2].shape[-1], hidden)]
-        sums, wide = np.zeros(rows * block, np.float32), np.zeros(self._kernels.UNROLL * block, np.float32)
+        sums = np.zeros(rows * block, np.float32)
         vectors, scores = np.zeros((2, head_dim), np.float32), np.zeros(positions, np.float32)
         powers, lanes = np.zeros(max(positions, hidden), np.int32), np.zeros(self._kernels.LANES, np.float32)
-        return (*by_query, sums, wide, vectors, scores, powers, lanes)
+        return (*by_query, sums, vectors, scores, powers, lanes)
 
     @staticmethod
     def takes(model: Dalle, runtime: Runtime, most: int = 50_000_000) -> bool:

@@ -23,6 +23,7 @@ from dalle_model.filters import best, filter_logits, guide, pick
 
 _MAX_WIDTH = 16
 _NEWS = 0.05  # weight of one more guess in the share of right ones
+_PROBE = 2  # passes of one place from one guess to the next, which only tells whether guessing would pay again
 
 Noise = Callable[[int, int, int], Tensor | None]
 """(picture, first place, number of places) -> float32 [number, V], or None at temperature 0."""
@@ -66,6 +67,7 @@ class Lookahead:
         self.decoder, self.sampler, self.tokens, self.noise = decoder, sampler, tokens, noise
         self.pace = Pace({size: decoder.costs_s[size] for size in decoder.sizes})
         self.passes = 0
+        self.probed = [-1] * len(tokens)  # the place of each picture whose guess is no more than looked at
 
     def decide(self, logits: Tensor, place: int, stop: int) -> Tensor:
         """Decide the tokens from ``place`` up to, not including, ``stop``.
@@ -91,13 +93,14 @@ class Lookahead:
 
     def _take(self, i: int, place: int, found: Tensor, width: int) -> int:
         """Draw what follows the places that were read, [P, W, V]: the number of guesses that were right."""
-        read, drawn = found.shape[1], self._drawn(found, i, place + 1)
-        if read == 1:
-            right = 0
-        else:
+        read, right, drawn = found.shape[1], 0, self._drawn(found, i, place + 1)
+        if read > 1:
             same = (drawn[:-1] == self.tokens[i, place + 1 : place + read]).tolist()
             right = same.index(False) if False in same else len(same)
             self.pace.saw(right, right < len(same))
+        elif self.probed[i] == place + 1:
+            hit = bool(drawn[0] == self.tokens[i, place + 1])
+            self.pace.saw(int(hit), not hit)
         # drawn after a wrong guess, a token is no more than a guess, but a better one than that before it
         self.tokens[i, place + 1 : place + 1 + read] = drawn
         self._guess(found[:, -1], i, place + 1 + read, width)
@@ -125,10 +128,14 @@ class Lookahead:
     def _guess(self, logits: Tensor, i: int, first: int, width: int) -> None:
         """Guesses for what the next two passes read from ``first`` on, from logits [P, V] of a place before.
 
-        None where passes read one place: whether guesses are right is not seen then, so that they stay at one.
+        Where passes read one place, a single one now and then: a picture may begin where nothing can be guessed.
         """
         count = min(2 * width, _MAX_WIDTH, self.tokens.shape[1] - first)
-        if count < 1 or width == 1:
+        if width == 1:
+            count = min(count, 1 if self.passes % _PROBE == 0 else 0)
+            self.probed[i] = first
+        if count < 1:
+            self.probed[i] = -1
             return
         noise = self.noise(i, first, count)
         shown = self._shown(logits.unsqueeze(1))

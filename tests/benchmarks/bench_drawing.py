@@ -112,9 +112,9 @@ def ours(
     sampler: SamplerConfig,
     steps: type[EagerSteps] | None,
 ) -> Callable[[], Any]:
-    """A packed decoder; prompts are scenes that no model was trained on."""
+    """A packed decoder; the prompt of all pictures is a scene that no model was trained on, and it is read once."""
     decoder = Decoder(model, Runtime(dtype=dtype), weights, steps=steps)
-    asked = [Request(caption, str(i)) for i, caption in enumerate(scenes(1_000_000, pictures)[0])]
+    asked = [Request(scenes(1_000_000, 1)[0][0], str(i)) for i in range(pictures)]
 
     def run() -> None:
         decoder.forget()  # a prompt that was read in the round before would be read for nothing

@@ -111,6 +111,19 @@ def test_pictures_at_work_together_take_fewer_passes_than_one_after_the_other(tr
     assert tokens.tolist() == one_by_one
 
 
+def test_guessing_begins_again_where_guesses_would_be_right(trained: Dalle) -> None:
+    """Passes read one place after a bad beginning; a guess now and then, of no effect, tells that more would pay."""
+    decoder, greedy = Decoder(trained, Runtime()), SamplerConfig(temperature=0.0)
+    decoder.costs_s = {size: 1.0 + 0.01 * size for size in decoder.sizes}
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    ahead = Lookahead(decoder, greedy, tokens, lambda *_: None)
+    ahead.pace.right = 0.0
+    decoder.forget()
+    ahead.decide(decoder.read([((2,), ())]), 0, 16)
+    assert 3 < ahead.passes < 15  # which it would be
+    assert tokens.tolist() == draw_with(decoder, [Request((2,), "")], greedy).tolist()
+
+
 def test_the_pace_follows_the_share_of_right_guesses_and_what_passes_cost() -> None:
     flat, steep = Pace({1: 1.0, 4: 1.1, 16: 1.5}), Pace({1: 1.0, 4: 4.0, 16: 16.0})
     assert steep.width(1) == 1  # guessing costs as much as drawing
