@@ -2,8 +2,8 @@
 
 import io
 import os
-import re
 import tempfile
+import unicodedata
 from hashlib import sha256
 from pathlib import Path
 
@@ -59,10 +59,19 @@ def export_sheet(store: Store, manifest: Manifest, folder: Path) -> Path | None:
     return write_whole(folder / "contact_sheet.png", store.read(sheets[0])) if sheets else None
 
 
-def slug(prompt: str, limit: int = 60) -> str:
-    """A prompt as the stem of a file name."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
-    return words[:limit].strip("-") or "prompt"
+def slug(prompt: str, limit: int = 60, limit_bytes: int = 180) -> str:
+    """A prompt as the stem of a file name: its letters and digits of any script, what is between them as a hyphen.
+
+    Limits leave room for an index, a hash and an ending in the 255 bytes that file systems take.
+    """
+    kept = ""
+    for c in prompt.lower():
+        kind = unicodedata.category(c)[0]
+        if kind in "LN" or (kind == "M" and kept[-1:] not in ("", "-")):  # a mark belongs to a letter
+            kept += c
+        elif not kept.endswith("-"):
+            kept += "-"
+    return kept.strip("-")[:limit].encode()[:limit_bytes].decode(errors="ignore").strip("-") or "prompt"
 
 
 def export_generations(store: Store, manifest: Manifest, folder: Path) -> None:
