@@ -51,6 +51,7 @@ def test_only_small_references_cross_a_task_boundary(tiny_run: TinyRun) -> None:
         assert len(result.model_dump_json()) < 1000
 
 
+@pytest.mark.slow  # by default a deployment does, with all stages (test_prefect_runs)
 def test_prefect_tasks_make_what_plain_functions_make(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Prefect's temporary server and tasks, for what is left to do in a copy of the plain run's store."""
     store = tiny_run.copy(tmp_path / "artifacts", before="evaluate")

@@ -18,7 +18,8 @@ from dalle_model.config import PipelineConfig
 from tasks.stages import STAGES
 from tasks.store import Store
 
-pytestmark = pytest.mark.server
+# The first test waits for server, worker and chain: a minute alone, many when all others run beside them.
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]
 
 SHOWN = (  # what a person looks at, by artifact key
     "ingest-funnel",
@@ -66,6 +67,7 @@ def test_a_run_shows_funnel_sheets_curves_and_report(machine: Up, chain_run: dic
     assert "report" in shown["evaluate-report"]
 
 
+@pytest.mark.slow  # by default a second `dalle run` in test_cli and a killed one in test_killed_command say so
 def test_a_second_run_makes_nothing_again(machine: Up, chain_run: dict[str, Any]) -> None:
     again = machine.finish("pipeline/tiny", {"config": dump(tiny_config())})
     # The last lines of a run's log arrive a moment after its end.
@@ -95,8 +97,8 @@ def test_scheduled_runs_appear_by_themselves_draw_with_production_and_wait_for_a
         added.append((deployment, made[0]["id"]))
     ended: dict[str, dict[str, Any]] = {}
     try:
-        assert wait_for(lambda: ended.update(_scheduled(machine, config)) or len(ended) == 2, 150, every_s=1), (
-            f"of two schedules for every minute {len(ended)} had a run after 150 s: {ended}\n{machine.logs()}"
+        assert wait_for(lambda: ended.update(_scheduled(machine, config)) or len(ended) == 2, 400, every_s=1), (
+            f"of two schedules for every minute {len(ended)} had a run after 400 s: {ended}\n{machine.logs()}"
         )
     finally:
         for deployment, schedule_id in added:
@@ -145,7 +147,7 @@ def nothing_goes_on(machine: Up) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_goes_on")
-def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_next_one_goes_on(
+def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_cancelled_one_goes_on(
     machine: Up, chain_run: dict[str, Any], tiny_run: TinyRun
 ) -> None:
     config = tiny_config("tokenizer.steps=100000", "tokenizer.checkpoint_every=10").tokenizer
@@ -160,17 +162,13 @@ def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_next_one_goes_on(
     assert machine.wait_run(cancelled)["state_type"] == "CANCELLED"
 
     goes_on = r"goes on from the checkpoint at step (\d+) of 100000"
+    # A run that was killed goes on from its checkpoint, too: test_killed_command, and test_kill_anywhere for each stage.
     killed = _start_and_reach(machine, parameters, goes_on)
+    assert int(re.findall(goes_on, machine.log_of(killed))[0]) > 0
     for process in machine.flow_processes():
         process.send_signal(signal.SIGKILL)
     assert wait_for(lambda: not machine.step_processes(), 30, every_s=0.1), "the step outlives its killed flow"
     assert machine.wait_run(killed)["state_type"] == "CRASHED"
-
-    third = _start_and_reach(machine, parameters, goes_on)
-    steps = [int(re.findall(goes_on, machine.log_of(run))[0]) for run in (killed, third)]
-    assert 0 < steps[0] <= steps[1]
-    machine.api(f"/flow_runs/{third}/set_state", {"state": {"type": "CANCELLING"}})
-    assert machine.wait_run(third)["state_type"] == "CANCELLED"
     assert sorted(machine.store.glob("manifests/fit-tokenizer/*")) == manifests, (
         "a run that did not finish left an artifact"
     )

@@ -78,6 +78,7 @@ def _ranks(mark: str) -> int:
     return count
 
 
+@pytest.mark.slow  # by default the ranks of the sharded training are killed, and one goes on
 def test_killed_ranks_are_a_named_error_and_the_next_run_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "grace_s": 3.0}
@@ -98,13 +99,16 @@ def test_killed_ranks_are_a_named_error_and_the_next_run_goes_on(tiny_run: TinyR
     assert "goes on from the checkpoint at step 3 of 9" in log
 
 
-def test_a_sharded_checkpoint_of_two_ranks_goes_on_with_one(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_killed_ranks_are_a_named_error_and_their_sharded_checkpoint_goes_on_with_one(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     config = section_of("fit", tiny_config("train.sharding=fsdp2"))
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "dtype": "float32", "grace_s": 3.0}
     driver = Driver("fit", config, tiny_run.inputs("fit"), settings | {"ranks": 2})
     code, _, err = driver.start(DALLE_FAULT="checkpoint.after_receipt").wait()
     assert code == 1 and "StepFailed" in err, err
+    assert driver.gone() == []
     fingerprint = plan(STAGES["fit"], config, tiny_run.inputs("fit"), Settings(**settings)).fingerprint
     (part,) = Store.open(store).parts(fingerprint).values()
     roles = [o.role for o in part.objects]
