@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.in_process import steps_in_this_process
+
 from dalle_model.config import PipelineConfig, Section
 from flows.overrides import override
 from flows.presets import PRESETS
@@ -119,9 +121,10 @@ class TinyRun:
 
 
 def run_once(folder: Path) -> TinyRun:
-    """Run the chain into an empty store."""
+    """Run the chain into an empty store. What processes of their own make is compared with it by many tests."""
     config = tiny_config()
-    results = chain(config, Settings(store=str(folder)), bind(quietly))
+    with steps_in_this_process():
+        results = chain(config, Settings(store=str(folder)), bind(quietly))
     return TinyRun(folder, config, results)
 
 
