@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="dalle-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    # Hundreds of children would each compile our modules again, and each test process the tests.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ |= {
         "PREFECT_HOME": str(home / "prefect"),
         "XDG_CACHE_HOME": str(home / "cache"),
