@@ -7,10 +7,11 @@ blocks of zeros, POSIX pax), where a checksum or a second archive may be.
 import bz2
 import gzip
 import lzma
+import re
 import tarfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import BinaryIO, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, BinaryIO, cast
 
 _BLOCK = 512
 PIECE_BYTES = 1 << 16  # that ``tarfile`` should ask for at once
@@ -19,6 +20,9 @@ _MAX_BEHIND = 1 << 24  # bytes behind the end that are looked at: packed zeros m
 
 _MAX_DRY = 1000
 MAX_FACTS_BYTES = 1 << 20
+_MAX_LISTED_BYTES = 1 << 18
+_MAX_DIGITS = 200
+_MAX_IN_A_ROW = 16
 _FACTS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -45,13 +49,50 @@ def unpacked_tar(stream: BinaryIO) -> AbstractContextManager[BinaryIO]:
 
 
 class BoundedInfo(tarfile.TarInfo):
-    """Members of whose own facts (long names, PAX headers) no more than a megabyte is believed: they are held in memory."""
+    """Members of whose own facts little is believed, as all of them are held in memory.
+
+    At most a megabyte of a long name or a PAX header, sixteen of those in a row (``tarfile`` calls itself for each), a
+    quarter of a megabyte of what sparse files list, and of the facts that count for all members only those that
+    ``tarfile`` uses.
+    """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _FACTS and self.size > MAX_FACTS_BYTES:
+        watched: WatchedTar = archive.fileobj.fileobj  # type: ignore[union-attr]  # what a stream archive reads from
+        facts = self.type in _FACTS
+        if facts and self.size > MAX_FACTS_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes, the limit is {MAX_FACTS_BYTES}")
-        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
+        with watched.reading_facts(self.size if facts else 0, _MAX_IN_A_ROW if facts else 0):
+            found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
+        if self.type == tarfile.XGLTYPE:
+            archive.pax_headers = {k: v for k, v in archive.pax_headers.items() if k in tarfile.PAX_FIELDS}
         return found
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        stream: Any = archive.fileobj
+        facts = stream.read(self._block(self.size))  # type: ignore[attr-defined]  # not in typeshed
+        if max(map(len, re.findall(rb"\d+", facts)), default=0) > _MAX_DIGITS:
+            # Before 3.11.10, tarfile looks at what follows each digit of such a number: minutes (CVE-2024-6232).
+            raise tarfile.ReadError(f"a PAX header with a number of more than {_MAX_DIGITS} digits")
+        archive.fileobj = cast(Any, _Again(stream, facts))
+        try:
+            found: tarfile.TarInfo = super()._proc_pax(archive)  # type: ignore[misc]  # not in typeshed
+        finally:
+            archive.fileobj = stream
+        return found
+
+
+class _Again:
+    """A stream that gives once more what was just read of it."""
+
+    def __init__(self, stream: Any, piece: bytes) -> None:
+        self.fileobj = stream.fileobj
+        self.tell = stream.tell
+        self._stream, self._piece = stream, piece
+
+    def read(self, size: int) -> bytes:
+        """As of a file; the piece was read with the same size."""
+        piece, self._piece = self._piece, b""
+        return piece or bytes(self._stream.read(size))
 
 
 class WatchedTar:
@@ -67,10 +108,30 @@ class WatchedTar:
         self._tail = b""
         self._given = 0
         self._dry = 0  # times that nothing came
+        self._in_a_row = 0  # headers that are read one inside the other
+        self._left: int | None = None  # bytes that they may still have
+
+    @contextmanager
+    def reading_facts(self, size: int, most: int) -> Iterator[None]:
+        """While a header with facts of ``size`` is read, and others inside it; ReadError behind ``most`` (0 = any)."""
+        self._in_a_row += 1
+        if 0 < most < self._in_a_row:
+            raise tarfile.ReadError(f"more than {most} headers for one member")
+        self._left = size + _MAX_LISTED_BYTES
+        try:
+            yield
+        finally:
+            self._in_a_row -= 1
+            if not self._in_a_row:
+                self._left = None
 
     def read(self, size: int) -> bytes:
         """As of a file."""
         piece = self._read(size)
+        if self._left is not None:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise tarfile.ReadError(f"a header that lists more than {_MAX_LISTED_BYTES} bytes")
         if piece:
             self._tail = (self._tail + piece)[-_KEPT:]
             self._given += len(piece)

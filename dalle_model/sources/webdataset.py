@@ -74,6 +74,7 @@ class WebDataset:
                 with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES, tarinfo=BoundedInfo) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
                         members += 1
+                        archive.members.clear()  # it would keep each of them to its end
                         self._passed = self._before + stream.tell()
                         if member.isdir():
                             continue
@@ -95,7 +96,7 @@ class WebDataset:
                         sample = _Sample("")
                     if words := watched.trouble_at(archive.offset):
                         yield _cut(where, members, words)
-        except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError) as error:
+        except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError, OverflowError) as error:
             # A sample is used when all of it that came is whole, and not when it broke off within a file.
             if sample.members and not within:
                 yield sample.row(where, self._column)
