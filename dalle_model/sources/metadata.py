@@ -23,6 +23,7 @@ MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
 DAMAGED_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
 _KEPT_CHARS = 500  # of a value that is carried along in `extra`
+_EXTRA_CHARS = 20_000  # of all names and values there: a line may hold a hundred thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,16 @@ def caption_in(record: dict[str, Any], column: str) -> Any:
 
 
 def extra_in(record: dict[str, Any], used: Set[str]) -> dict[str, Any]:
-    """Short plain values of a record that have no column of their own."""
-    kept = {}
+    """Short plain values of a record that have no column of their own, as far as there is room for them."""
+    kept: dict[str, Any] = {}
+    room = _EXTRA_CHARS
     for name, value in record.items():
         number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
         plain = number or (isinstance(value, str) and len(value) <= _KEPT_CHARS)
         if isinstance(name, str) and name not in used and plain:
+            room -= len(name) + (len(value) if isinstance(value, str) else 20)
+            if room < 0:
+                break
             kept[name] = value
     return kept
 

@@ -125,8 +125,12 @@ def _may_hold_paths(kind: pa.DataType) -> bool:
 
 
 def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: str, knob: str) -> str:
-    """The column to read: ``wanted``, or the first of the usual names. SourceError lists what is there."""
+    """The column to read: ``wanted``, or the first of the usual names. SourceError lists what is there, or names a doublet."""
     for name in (wanted,) if wanted else usual:
+        if names.count(name) > 1:  # Parquet allows it, and readers differ in which they take
+            raise SourceError(
+                f"source {source} has {names.count(name)} columns {name!r}; write it with one, or set ingest.{knob}"
+            )
         if name in names:
             return name
     looked_for = repr(wanted) if wanted else " or ".join(usual)

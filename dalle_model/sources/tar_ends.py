@@ -57,7 +57,8 @@ class BoundedInfo(tarfile.TarInfo):
     """
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        watched: WatchedTar = archive.fileobj.fileobj  # type: ignore[union-attr]  # what a stream archive reads from
+        stream: Any = archive.fileobj  # the stream that `tarfile` puts around what it was given
+        watched: WatchedTar = stream.fileobj
         facts = self.type in _FACTS
         if facts and self.size > MAX_FACTS_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes, the limit is {MAX_FACTS_BYTES}")

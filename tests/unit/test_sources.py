@@ -22,7 +22,7 @@ from dalle_model.sources.captions import check_caption
 from dalle_model.sources.huggingface import split_words
 from dalle_model.sources.imagefolder import ImageFolder
 from dalle_model.sources.local_files import _read_up_to
-from dalle_model.sources.metadata import MAX_LINE_BYTES, read_lines
+from dalle_model.sources.metadata import MAX_LINE_BYTES, extra_in, read_lines
 from dalle_model.sources.openmoji import OpenMoji, caption_of
 from dalle_model.sources.parquet import ParquetFiles
 from dalle_model.sources.registry import open_source
@@ -518,3 +518,21 @@ def test_a_file_whose_size_changed_since_it_was_looked_at_is_read_to_its_end_or_
     with open(tmp_path / "a", "rb") as stream:
         found = _read_up_to(stream.fileno(), expected, limit)
     assert found == data[:limit]
+
+
+def test_what_is_carried_along_of_a_row_is_bounded() -> None:
+    many = {f"key {n}": n for n in range(100_000)}
+    kept = extra_in({"text": "a", "note": "b" * 500, **many}, {"text"})
+    assert kept["note"] == "b" * 500
+    assert 500 < len(kept) < 1000
+
+
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_a_column_that_stands_twice_is_named(tmp_path: Path, name: str) -> None:
+    columns = [pa.array([b"x"]), pa.array(["a"]), pa.array([b"y"] if name == "image" else ["b"])]
+    pq.write_table(pa.table(columns, names=["image", "text", name]), tmp_path / "a.parquet")
+    with pytest.raises(
+        SourceError,
+        match=rf"has 2 columns '{name}'; write it with one, or set ingest\.{'image' if name == 'image' else 'caption'}_column",
+    ):
+        ParquetFiles(str(tmp_path / "a.parquet"))
