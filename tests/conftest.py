@@ -60,17 +60,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else len(os.sched_getaffinity(0)) + 1
 
 
+def _turn(item: pytest.Item) -> int:
+    names = getattr(item, "fixturenames", ())
+    return 2 if "machine" not in names else 1 if "machine_to_stop" in names else 0
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to long runs (counted as deselected), skip what this machine cannot do, with the reason.
 
     Tests that share a server go to one test process, which starts it once, and they go first: they wait for most of
-    their time, so others run beside them.
+    their time, so others run beside them. The one that stops it is the last of them.
     """
     for item in items:
         if "machine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("machine"))
-    items.sort(key=lambda item: "machine" not in getattr(item, "fixturenames", ()))
+    items.sort(key=_turn)
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
@@ -143,3 +148,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Up"]:
 
     with running_up(tmp_path_factory.mktemp("machine")) as up:
         yield up
+
+
+@pytest.fixture(scope="session")
+def machine_to_stop(machine: "Up") -> "Up":
+    """The same, for the one test that stops it: it comes after all others that use it."""
+    return machine

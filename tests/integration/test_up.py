@@ -37,46 +37,43 @@ def dalle(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.timeout(1500)  # it may be alone, and then waits for server and worker
 def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_ctrl_c(
-    tmp_path: Path, tiny_run: TinyRun
+    machine_to_stop: Up, tiny_run: TinyRun
 ) -> None:
-    up = Up(tmp_path / "up").start()
-    try:
-        up.wait_ready()
-        assert up.url in up.output()
-        assert all(name in up.output() for name in DEPLOYMENTS)
-        assert up.get("/ui-settings")["api_url"] == "/api"
-        schedule = up.deployment("generate/scheduled")
-        assert [s["active"] for s in schedule["schedules"]] == [True]
-        assert schedule["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-        automation = up.api("/automations/filter", {})
-        assert [(a["enabled"], a["trigger"]["within"]) for a in automation] == [(True, 90)]
+    up = machine_to_stop
+    assert up.url in up.output()
+    assert all(name in up.output() for name in DEPLOYMENTS)
+    assert up.get("/ui-settings")["api_url"] == "/api"
+    schedule = up.deployment("generate/scheduled")
+    assert [s["active"] for s in schedule["schedules"]] == [True]
+    assert schedule["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    automation = up.api("/automations/filter", {})
+    assert [(a["enabled"], a["trigger"]["within"]) for a in automation] == [(True, 90)]
 
-        found = dalle("doctor", "--store", str(up.store), PREFECT_HOME=str(up.home))
-        assert f"API {up.url}/api" in found.stdout, "other commands do not find the running server"
+    found = dalle("doctor", "--store", str(up.store), PREFECT_HOME=str(up.home))
+    assert f"API {up.url}/api" in found.stdout, "other commands do not find the running server"
 
-        (worker,) = _prefect(up, "worker")
-        assert worker.environ()["PREFECT_WORKER_QUERY_SECONDS"] == "2", "a person waits for a submitted run"
-        worker.kill()
-        assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 60, every_s=0.2), up.output()
-        assert "starting it again" in up.output()
+    (worker,) = _prefect(up, "worker")
+    assert worker.environ()["PREFECT_WORKER_QUERY_SECONDS"] == "2", "a person waits for a submitted run"
+    worker.kill()
+    assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 60, every_s=0.2), up.output()
+    assert "starting it again" in up.output()
 
-        tiny_run.copy(up.store, before="fit-tokenizer")
-        config = tiny_config("tokenizer.steps=100000").tokenizer.model_dump(mode="json")
-        run = up.submit(
-            "fit-tokenizer/fit-tokenizer", {"curated": tiny_run.results["curate"].ref.fingerprint, "config": config}
-        )
-        up.wait_run(run, lambda _: bool(up.step_processes()))
+    tiny_run.copy(up.store, before="fit-tokenizer")
+    config = tiny_config("tokenizer.steps=100000").tokenizer.model_dump(mode="json")
+    run = up.submit(
+        "fit-tokenizer/fit-tokenizer", {"curated": tiny_run.results["curate"].ref.fingerprint, "config": config}
+    )
+    up.wait_run(run, lambda _: bool(up.step_processes()))
 
-        again = dalle("up", "--port", str(free_port()), "--home", str(up.home))
-        assert (again.returncode, again.stderr.count("\n")) == (1, 1)
-        assert f"already running: {up.url}" in again.stderr
+    again = dalle("up", "--port", str(free_port()), "--home", str(up.home))
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert f"already running: {up.url}" in again.stderr
 
-        assert up.stop(signal.SIGINT) == 0, up.output()
-        assert up.output().rstrip().endswith("stopped")
-        assert up.left_behind == []
-    finally:
-        up.stop()
+    assert up.stop(signal.SIGINT) == 0, up.output()
+    assert up.output().rstrip().endswith("stopped")
+    assert up.left_behind == []
 
 
 def test_up_killed_with_9_leaves_no_process(tmp_path: Path) -> None:

@@ -1,43 +1,44 @@
-"""Publishing into a real Prefect run, on a server of its own."""
+"""Publishing into a real Prefect run, on the server of all tests."""
 
 import base64
 import time
+from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 from prefect import flow, task
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from support.processes import free_port
+from support.prefect_server import Up
 from support.sample_pages import picture
 
-from flows.children import start_prefect
-from flows.temporary_server import QUIET, wait_until_healthy
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.store import Store
 from tasks.ui import ProgressReporter, publish
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("ui_in_a_run")]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]  # the first may wait for the server
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory):
+def server(machine: Up) -> Iterator[None]:
     """Prefect's own test harness would import all of the server into this process first."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    words = ("server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
-    child = start_prefect(*words, log=home / "server.log", environment=QUIET | {"PREFECT_HOME": str(home)})
-    try:
-        wait_until_healthy(child, url, 180)
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield
-    finally:
-        child.stop(grace_s=10)
+    with temporary_settings({PREFECT_API_URL: f"{machine.url}/api"}):
+        yield
 
 
-def artifacts() -> dict[str, Artifact]:
+def artifacts(run_id: str) -> dict[str, Artifact]:
+    """What a run has shown so far, by key."""
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run_id)]))
     with get_client(sync_client=True) as client:
-        return {artifact.key: artifact for artifact in client.read_artifacts()}
+        return {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=of_run)}
+
+
+def own_id() -> str:
+    """Of the run that this is called in."""
+    return str(flow_run.get_id())
 
 
 def manifest(*objects: ObjectRef, step: str) -> Manifest:
@@ -62,11 +63,12 @@ def test_a_step_is_shown_in_its_run_and_a_damaged_picture_fails_nothing(tmp_path
         return "finished"
 
     @flow
-    def run() -> str:
-        return step()
+    def run() -> tuple[str, str]:
+        return own_id(), step()
 
-    assert run() == "finished"
-    shown = artifacts()
+    run_id, said = run()
+    assert said == "finished"
+    shown = artifacts(run_id)
     assert {"ingest-summary", "ingest-funnel", "ingest-sheet-kept"} <= set(shown)
     assert "ingest-sheet-rejected" not in shown
     assert shown["ingest-summary"].task_run_id is not None
@@ -74,10 +76,11 @@ def test_a_step_is_shown_in_its_run_and_a_damaged_picture_fails_nothing(tmp_path
 
 
 def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_every_event():
-    sent, took_s = [], []
+    sent, took_s, run_ids = [], [], []
 
     @flow
     def run() -> None:
+        run_ids.append(own_id())
         started = time.monotonic()
         reporter = ProgressReporter("fit_tokenizer", every_s=0.5)
         reporter({"event": "progress", "done": None, "total": 1, "unit": "steps"})  # odd: passed over
@@ -89,7 +92,7 @@ def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_e
 
     run()
     deadline = time.monotonic() + 30
-    while (shown := artifacts().get("fit-tokenizer-progress")) is None or float(shown.data) < 100:
+    while (shown := artifacts(run_ids[0]).get("fit-tokenizer-progress")) is None or float(shown.data) < 100:
         assert time.monotonic() < deadline, f"progress never came to its end: {shown}"
         time.sleep(0.1)
     assert shown.description.startswith("fit_tokenizer: 1,000 of 1,000 steps")
@@ -102,15 +105,15 @@ def test_a_picture_made_while_training_is_shown_before_the_step_ends():
     red = base64.b64encode(picture("red", "ring")).decode()
 
     @flow
-    def run() -> None:
+    def run() -> str:
         reporter = ProgressReporter("fit")
         reporter({"event": "picture", "title": "Samples", "png": "not base64 of a picture"})  # odd: passed over
         reporter({"event": "picture", "title": "Samples after 20 steps", "png": red})
         deadline = time.monotonic() + 30
-        while "fit-live" not in artifacts():
+        while "fit-live" not in artifacts(own_id()):
             assert time.monotonic() < deadline, "no picture came"
             time.sleep(0.1)
+        return own_id()
 
-    run()
-    shown = artifacts()["fit-live"]
+    shown = artifacts(run())["fit-live"]
     assert shown.description == "Samples after 20 steps" and "data:image/" in shown.data
