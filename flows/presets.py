@@ -55,8 +55,9 @@ def quickstart() -> PipelineConfig:
     Result: reconstructions of 25.0 dB; ``recognisability`` 0.86, 0.88 and 0.85 in three runs with different random
     streams (95 % interval of one 0.79 to 0.93) on training captions, and 0.63, 0.50 and 0.59 (0.47 to 0.78) on skin
     tones held out for their role. People, faces, hands and flags come out clean; thin lines smear, and so do some of the objects
-    that only one picture shows. Measured on 2026-11-23 and 25 with torch 2.13. It has not been timed
-    without bfloat16 in hardware, where matrix products take about five times as long.
+    that only one picture shows. Measured on 2026-11-23 and 25 with torch 2.13. Without
+    bfloat16 in hardware matrix products take five times as long: on a Zen 3 core an update of the transformer took 4 to
+    5 s and one of the tokenizer 1.3 to 1.5, 75 minutes of one core in all; the whole has not been timed there.
 
     What the recipe rests on, one run each: Muon for the tokenizer (24.7 dB after 788 updates, AdamW 21.9 after 933),
     and, after 450 updates of the transformer, embeddings shared along the quantiser's lattice (greedy recognisability
