@@ -33,7 +33,7 @@ def evaluation_of(settings: Settings, subject: Manifest, config: EvaluateConfig,
         return subject
     if subject.kind != "model":
         raise UsageError(
-            f"{subject.fingerprint[:12]} is a {subject.kind} artifact; give models or evaluations: `dalle ls --kind model` shows those"
+            f"{subject.fingerprint[:12]} is of kind {subject.kind}; give models or evaluations: `dalle ls --kind model` shows those"
         )
     ref = subject.ref(store.manifest_uri(subject.step, subject.fingerprint))
     result = (step or here(EVALUATE))(config, settings, model=ref)

@@ -27,7 +27,7 @@ def compress(settings: Settings, model: str, config: EvaluateConfig, kind: str, 
     store = open_store(settings)
     subject = store.resolve(model)
     if subject.kind != "model":
-        raise UsageError(f"{model!r} is a {subject.kind} artifact; give a model: `dalle ls --kind model` shows those")
+        raise UsageError(f"{model!r} is of kind {subject.kind}; give a model: `dalle ls --kind model` shows those")
     evaluations = [
         evaluation_of(
             settings,

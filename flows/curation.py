@@ -25,7 +25,7 @@ def what_if(
         manifest = _curation_of(store, manifest, settings, config, debug=debug)
     if manifest.kind != "curated":
         raise UsageError(
-            f"{ref!r} is a {manifest.kind} artifact; what-if reads the scores of pairs or curated pairs, see `dalle ls --kind curated`"
+            f"{ref!r} is of kind {manifest.kind}; what-if reads the scores of pairs or curated pairs, see `dalle ls --kind curated`"
         )
     moves = moves_of(stored_tables(store, manifest, config.curate), config.curate)
     lines = [f"{'knob':28} {'threshold':>10} {'kept':>9} {'gained':>8} {'lost':>8}"]

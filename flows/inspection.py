@@ -50,7 +50,8 @@ def list_artifacts(settings: Settings, kind: str) -> Shown:
     rows = [m for m in manifests if kind in ("", m.kind, m.step)]
     lines = [f"{'stage':14} {'kind':12} {'fingerprint':13} {'rows':>9} {'MB':>9} {'made':17} names"]
     for m in rows:
-        made = datetime.datetime.fromtimestamp(float(m.facts.get("started_at", 0))).strftime("%Y-%m-%d %H:%M")
+        seconds = float(m.facts.get("started_at", 0)) + float(m.facts.get("seconds", 0))
+        made = datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
         lines.append(
             f"{m.step:14} {m.kind:12} {m.fingerprint[:12]:13} {m.rows:9,} {m.bytes / 1e6:9.2f} {made:17} {' '.join(names.get(m.fingerprint, []))}"
             + (" (withdrawn pairs)" if m.fingerprint in withdrawn else "")

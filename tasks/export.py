@@ -26,7 +26,7 @@ def export_pairs(store: Store, manifest: Manifest, folder: Path) -> dict[str, in
     """
     if manifest.kind not in ("pairs", "curated"):
         raise DataError(
-            f"{manifest.step} {manifest.fingerprint[:12]} is a {manifest.kind} artifact; pairs and curated ones are exported"
+            f"{manifest.step} {manifest.fingerprint[:12]} is of kind {manifest.kind}; pairs and curated ones are exported"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is a file or not empty; name a new folder, so that nothing is overwritten")

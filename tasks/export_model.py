@@ -25,7 +25,7 @@ _MAX_BYTES = 1 << 40
 def text_to_image(store: Store, manifest: Manifest) -> TextToImage:
     """The complete model of an artifact. DataError for an artifact of another kind."""
     if manifest.kind != "model":
-        raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} is a {manifest.kind} artifact, not a model")
+        raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} is of kind {manifest.kind}, not a model")
     read = {role: store.read(manifest.object_of(role)) for role in ("weights", "config", "sampler", "bpe")}
     tokenizer = (store.read(manifest.object_of(f"tokenizer.{role}")) for role in ("weights", "config"))
     CaptionTokenizer.from_json(read["bpe"])

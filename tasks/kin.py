@@ -106,7 +106,7 @@ def excluded(store: Store, refs: Sequence[str]) -> list[Manifest]:
     for ref, manifest in zip(refs, found, strict=True):
         if manifest.kind not in ("pairs", "curated"):
             raise UsageError(
-                f"curate.exclude {ref!r} is a {manifest.kind} artifact; name pairs or curated pairs (`dalle ls --kind pairs`)"
+                f"curate.exclude {ref!r} is of kind {manifest.kind}; name pairs or curated pairs (`dalle ls --kind pairs`)"
             )
     return found
 

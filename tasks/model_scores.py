@@ -44,7 +44,7 @@ def model_digests(config: CurateConfig, settings: Settings) -> dict[str, str]:
             manifest = open_store(settings).resolve(config.agreement_model)
             if manifest.kind != "model":
                 raise UsageError(
-                    f"curate.agreement_model {config.agreement_model!r} is a {manifest.kind} artifact; name a model or the folder of a CLIP model"
+                    f"curate.agreement_model {config.agreement_model!r} is of kind {manifest.kind}; name a model or the folder of a CLIP model"
                 )
             digests[AGREEMENT.name] = f"model {manifest.fingerprint}"
     if config.aesthetic_model:

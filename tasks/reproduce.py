@@ -54,7 +54,7 @@ def reproduce(store: Store, original: Manifest, settings: Settings, listener: Li
     """
     if original.kind != EVALUATE.kind:
         raise UsageError(
-            f"{original.fingerprint[:12]} is a {original.kind} artifact; --reproduce takes an evaluation: `dalle ls --kind evaluation` shows those"
+            f"{original.fingerprint[:12]} is of kind {original.kind}; --reproduce takes an evaluation: `dalle ls --kind evaluation` shows those"
         )
     if original.step_version != EVALUATE.version:
         raise UsageError(

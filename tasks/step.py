@@ -128,7 +128,7 @@ def input_ref(settings: Settings, ref: str, kind: str) -> ArtifactRef:
     manifest = store.resolve(ref)
     if manifest.kind != kind:
         raise UsageError(
-            f"{ref!r} is a {manifest.kind} artifact, but {kind} is needed here; `dalle ls --kind {kind}` shows those"
+            f"{ref!r} is of kind {manifest.kind}, but {kind} is needed here; `dalle ls --kind {kind}` shows those"
         )
     return manifest.ref(store.manifest_uri(manifest.step, manifest.fingerprint))
 

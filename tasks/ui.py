@@ -76,6 +76,7 @@ class ProgressReporter:
         self._sending = False
         self._sent_at = -math.inf
         self._logged_at = -math.inf
+        self._logged: tuple[int, int, object] | None = None
         self._first: dict[str, tuple[float, int, int]] = {}  # when and where counting began, and how far it is
 
     def __call__(self, event: Mapping[str, Any]) -> None:
@@ -118,8 +119,9 @@ class ProgressReporter:
         done, total = int(event["done"]), int(event["total"])
         now = time.monotonic()
         text = self._text(event, done, total, now)
-        if done >= total or now - self._logged_at >= LOG_EVERY_S:
-            self._logged_at = now
+        at = (done, total, event.get("unit"))
+        if (done >= total and at != self._logged) or now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at, self._logged = now, at
             _log("info", text)
         self._show(100.0 * min(done / total, 1.0) if total else 100.0, text, final=done >= total)
 

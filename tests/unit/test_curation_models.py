@@ -115,7 +115,7 @@ def test_what_is_no_model_is_refused_in_words(tmp_path: Path, dataset: tuple[Dat
         model_digests(CurateConfig(agreement_model=str(tmp_path)), data.settings)
     with pytest.raises(RefNotFound):
         model_digests(CurateConfig(agreement_model="production"), data.settings)
-    with pytest.raises(UsageError, match="is a pairs artifact"):
+    with pytest.raises(UsageError, match="is of kind pairs"):
         model_digests(CurateConfig(agreement_model=pairs.fingerprint), data.settings)
     with pytest.raises(DataError, match=r"does not load as CLIPModel"):
         Clip(classifier, Runtime())

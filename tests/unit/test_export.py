@@ -89,5 +89,5 @@ def test_nothing_is_overwritten_and_a_stopped_export_leaves_nothing(
 
 def test_other_artifacts_are_refused(made: tuple[Data, Manifest, Manifest], tmp_path: Path) -> None:
     data, pairs, _ = made
-    with pytest.raises(DataError, match="is a model artifact"):
+    with pytest.raises(DataError, match="is of kind model"):
         export_pairs(data.store, pairs.model_copy(update={"kind": "model"}), tmp_path / "out")

@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from support.sample_pages import HOSTILE, picture
 
+from tasks import ui
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.examples import examples_table, read_examples
 from tasks.markdown import MAX_PICTURE_BYTES, Card, escaped, key_of, small_picture
@@ -220,3 +221,17 @@ def test_outside_a_run_nothing_is_shown_and_nothing_is_read():
     reporter = ProgressReporter("curate")
     reporter({"event": "progress", "done": 1, "total": 2, "unit": "rows"})
     reporter({"event": "log", "text": "hello"})
+
+
+def test_the_end_of_a_step_is_logged_once(monkeypatch):
+    """Several pieces and the step itself each say that all is done."""
+    said: list[str] = []
+    monkeypatch.setattr(ui, "_log", lambda _, text: said.append(text))
+    monkeypatch.setattr(ui, "_in_run", lambda: True)
+    progress = ui.ProgressReporter("generate")
+    monkeypatch.setattr(progress, "_show", lambda *_, **__: None)
+    for done, total in ((8, 16), (16, 16), (16, 16), (16, 16), (20, 20)):
+        progress({"event": "progress", "done": done, "total": total, "unit": "pictures"})
+    assert [text.split(",")[0] for text in said] == [
+        f"generate: {n} pictures" for n in ("8 of 16", "16 of 16", "20 of 20")
+    ]
