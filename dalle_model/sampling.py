@@ -97,13 +97,18 @@ def draw_with(
 
     batch_size: at most so many pictures at once, 0 = as many as the decoder has rows; without effect on the pictures.
     progress: called with (done, total). Raises DataError when a prompt is longer than the model's text or more of a
-    picture is given than it has, UsageError for a negative prompt without guidance.
+    picture is given than it has, UsageError for a negative prompt without guidance, or guidance with a decoder of one row.
     """
     decoder.model.require("text_to_image")
     shape = decoder.model.shape
     _check(requests, sampler, shape)
-    guided = sampler.guidance != 1.0
-    at_once = max(1, decoder.rows // (2 if guided else 1))
+    rows_each = 1 if sampler.guidance == 1.0 else 2
+    if decoder.rows < rows_each:
+        raise UsageError(
+            f"guidance {sampler.guidance:g} reads two rows for a picture, and this decoder has {decoder.rows}; "
+            "make it with more, or set guidance to 1"
+        )
+    at_once = decoder.rows // rows_each
     at_once = min(at_once, batch_size) if batch_size else at_once
     out = np.zeros((len(requests), shape.num_image_tokens), dtype=np.uint16)
     done = 0

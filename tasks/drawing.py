@@ -59,13 +59,16 @@ class Painter:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The packed model; its rows fit the memory. Raises DeviceError when a single row does not."""
+        """The packed model; its rows fit the memory. Raises DeviceError when those of a single picture do not."""
         shape, config = self.model.shape, self.model.config
         positions = shape.max_text_tokens + shape.num_image_tokens
         size = 4 if self.runtime.device.type == "cpu" else self.runtime.dtype.itemsize
         row = 2 * positions * config.dim * config.depth * size
         rows = tile_rows(self.runtime.device)
-        while rows > 1 and rows * row > free_memory_bytes(self.runtime) // 2:  # half: weights and logits need room, too
+        least = 1 if self.sampler.guidance == 1.0 else 2
+        while (
+            rows > least and rows * row > free_memory_bytes(self.runtime) // 2
+        ):  # half: weights and logits need room, too
             rows //= 2
         preflight(self.runtime, rows * row, f"the keys and values of {rows} rows")
         return Decoder(self.model, self.runtime, self.sampler.weights, rows)

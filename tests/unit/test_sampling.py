@@ -133,6 +133,14 @@ def test_negative_prompt_without_guidance_is_refused() -> None:
         draw(sharp_model(), [Request((1,), "k", negative_ids=(2,))], SamplerConfig(), Runtime())
 
 
+def test_guidance_with_a_decoder_of_one_row_is_refused_and_two_rows_are_enough() -> None:
+    request, guided = Request((1, 2), "k"), SamplerConfig(guidance=2.0)
+    with pytest.raises(UsageError, match="this decoder has 1"):
+        draw_with(Decoder(sharp_model(), Runtime(), rows=1), [request], guided)
+    least, most = (draw_with(Decoder(sharp_model(), Runtime(), rows=n), [request], guided) for n in (2, 8))
+    assert (least == most).all()
+
+
 def test_a_whole_picture_cannot_be_given() -> None:
     with pytest.raises(DataError, match="16 image tokens are given"):
         draw(sharp_model(), [Request((1,), "k", given=(0,) * 16)], SamplerConfig(), Runtime())
