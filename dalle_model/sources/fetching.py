@@ -25,7 +25,7 @@ from dalle_model.sources.addresses import AddressPolicy, literal
 from dalle_model.sources.failures import FAILURES, TRANSIENT
 from dalle_model.sources.fetch_failures import Failed, failure_of
 from dalle_model.sources.hosts import LEFT_ALONE_S, MAX_PAUSE_S, Host, retry_after_s
-from dalle_model.sources.permissions import AGENT, SiteRules, header_reserves, tag_refuses
+from dalle_model.sources.permissions import AGENT, SiteRules, header_reserves, tag_refuses, training_preference
 from dalle_model.sources.web_urls import parse_url
 
 _T = TypeVar("_T")
@@ -221,6 +221,8 @@ class Fetcher:
             return ["opt-outs not asked for"]
         if not rules.allows(str(url)):
             raise Failed(Reason.ROBOTS_TXT, f"robots.txt of {url.host} disallows this path for {AGENT}")
+        if line := rules.usage.refuses(url.raw_path_qs):
+            raise Failed(Reason.TDM_RESERVED, f"robots.txt of {url.host} says {line}")
         return ["robots.txt allows" if rules.robots is not None else "no robots.txt"]
 
     def _judge_headers(self, url: URL, response: aiohttp.ClientResponse, rules: SiteRules) -> list[str]:
@@ -229,6 +231,9 @@ class Fetcher:
             return []
         if directive := tag_refuses(response.headers.getall("X-Robots-Tag", [])):
             raise Failed(Reason.X_ROBOTS_TAG, f"X-Robots-Tag: {directive}")
+        usage = (v for name in ("Content-Usage", "Content-Signal") for v in response.headers.getall(name, []))
+        if (preference := training_preference(usage)) and not preference[0]:
+            raise Failed(Reason.TDM_RESERVED, f"a header says {preference[1]}")
         said = header_reserves(response.headers.getall("TDM-Reservation", []))
         if said or (said is None and rules.tdm.reserves(url.raw_path_qs)):
             where = "header TDM-Reservation: 1" if said else "/.well-known/tdmrep.json"

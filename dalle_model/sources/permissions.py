@@ -1,4 +1,5 @@
-"""What the owner of a site allows: robots.txt (RFC 9309), X-Robots-Tag, and the TDM reservation protocol (W3C TDMRep).
+"""What the owner of a site allows: robots.txt (RFC 9309), X-Robots-Tag, the TDM reservation protocol (W3C TDMRep), and
+usage preferences: Content-Usage (draft-ietf-aipref-attach) and Content-Signal (contentsignals.org).
 
 Nothing here opens a connection; it reads what the fetcher brought.
 """
@@ -15,6 +16,8 @@ from protego import Protego
 AGENT = "dalle-prefect"  # the product token that robots.txt and X-Robots-Tag are matched against
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+_TRAINING = frozenset({"train-ai", "ai-train", "train-genai"})  # of both vocabularies, and of an earlier draft
+_PREFERENCE = re.compile(r'([a-z-]+)\s*=\s*"?(yes|no|y|n)\b')
 _CRAWLER = re.compile(r"(\*|[a-z][a-z0-9_.-]*)(/\S*)?$")  # not the hour of a date
 _MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
@@ -42,6 +45,53 @@ def header_reserves(values: Iterable[str]) -> bool | None:
     """What TDM-Reservation headers say: reserved (one of them is enough), not reserved, or None when they say nothing."""
     said = {word.strip(' "') for value in values for word in re.split("[,;]", value)}
     return True if "1" in said else False if "0" in said else None
+
+
+def training_preference(values: Iterable[str]) -> tuple[bool, str] | None:
+    """(allowed, the words) that Content-Usage or Content-Signal values say of training; one no outweighs every yes."""
+    said = [match for value in values for match in _PREFERENCE.finditer(value.lower()) if match[1] in _TRAINING]
+    if not said:
+        return None
+    match = min(said, key=lambda match: match[2].startswith("y"))
+    return match[2].startswith("y"), match[0]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRules:
+    """Usage preferences in one robots.txt for this crawler: (pattern of paths, training allowed, the line)."""
+
+    rules: tuple[tuple[str, bool, str], ...] = ()
+
+    @classmethod
+    def parse(cls, robots: str) -> "UsageRules":
+        """Those of this crawler's groups, else of the groups for all; lines before any group are for all as well."""
+        groups: dict[str, list[tuple[str, bool, str]]] = {"*": []}
+        agents, naming = {"*"}, False
+        for line in robots.splitlines():
+            label, colon, value = (part.strip() for part in line.partition("#")[0].partition(":"))
+            if not colon:
+                continue
+            if label.lower() == "user-agent":
+                agents = agents if naming else set()
+                if (agent := value.lower().partition("/")[0].strip()) in ("*", AGENT):  # others are not ours to keep
+                    agents.add(agent)
+                    groups.setdefault(agent, [])
+                naming = True
+                continue
+            naming = False
+            if label.lower() not in ("content-usage", "content-signal"):
+                continue
+            path = value.split()[0] if value.startswith(("/", "*")) else "/"
+            if (said := training_preference([value.removeprefix(path)])) is not None:
+                for agent in agents:
+                    groups[agent].append((path, said[0], f"{label}: {said[1]}"))
+        return cls(tuple(groups.get(AGENT, groups["*"])))
+
+    def refuses(self, path: str) -> str:
+        """The line that speaks against training on what is at a path, "" = none: the longest pattern counts, then a no."""
+        matching = [rule for rule in self.rules if _matches(rule[0], path)]
+        _, allowed, line = min(matching, key=lambda rule: (-len(rule[0]), rule[1]), default=("", True, ""))
+        return "" if allowed else line
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +153,15 @@ class SiteRules:
 
     robots: Any = None
     tdm: TdmRules = field(default_factory=TdmRules)
+    usage: UsageRules = field(default_factory=UsageRules)
     note: str = ""  # how the rules were come by, for the record
 
     @classmethod
     def parse(cls, robots: bytes | None, tdm: bytes | None, note: str = "") -> "SiteRules":
         """From the two files, None = absent."""
-        parsed = None if robots is None else Protego.parse(_text(robots))
-        return cls(parsed, TdmRules() if tdm is None else TdmRules.parse(tdm), note)
+        text = None if robots is None else _text(robots)
+        parsed = None if text is None else Protego.parse(text)
+        return cls(parsed, TdmRules() if tdm is None else TdmRules.parse(tdm), UsageRules.parse(text or ""), note)
 
     def allows(self, url: str) -> bool:
         """What robots.txt says of a URL."""

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.addresses import AddressPolicy
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
-from dalle_model.sources.permissions import SiteRules, TdmRules, header_reserves, tag_refuses
+from dalle_model.sources.permissions import SiteRules, TdmRules, header_reserves, tag_refuses, training_preference
 from dalle_model.sources.url_list import UrlList
 
 PNG = encoded(photo(40, 30), "PNG")
@@ -116,6 +117,9 @@ OPT_OUTS = {
     "/tdm": (Page(PNG, headers={"TDM-Reservation": "1"}), "tdm_reserved"),
     "/reserved/a": (Page(PNG), "tdm_reserved"),
     "/reserved/open": (Page(PNG, headers={"TDM-Reservation": "0"}), "fetched"),
+    "/usage": (Page(PNG, headers={"Content-Usage": "train-ai=n"}), "tdm_reserved"),
+    "/signal": (Page(PNG, headers={"Content-Signal": "search=yes, ai-train=yes"}), "fetched"),
+    "/untrained/a": (Page(PNG), "tdm_reserved"),
     "/plain": (Page(PNG), "fetched"),
 }
 
@@ -123,7 +127,9 @@ OPT_OUTS = {
 def opted_out() -> dict[str, Any]:
     rules: list[dict[str, Any]] = [{"location": "/reserved/", "tdm-reservation": 1}]
     return {
-        "/robots.txt": Page(b"User-agent: dalle-prefect\nDisallow: /robots/\n\nUser-agent: *\nDisallow: /\n"),
+        "/robots.txt": Page(
+            b"User-agent: dalle-prefect\nDisallow: /robots/\nContent-Usage: /untrained/ train-ai=n\n\nUser-agent: *\nDisallow: /\n"
+        ),
         "/.well-known/tdmrep.json": Page(json.dumps(rules).encode()),
         **{path: page for path, (page, _) in OPT_OUTS.items()},
     }
@@ -133,7 +139,7 @@ def test_the_owner_of_a_site_is_obeyed_and_asked_before_the_picture() -> None:
     with site(opted_out()) as web:
         results = fetched([web.url + path for path in OPT_OUTS])
         assert reasons(results) == [reason for _, reason in OPT_OUTS.values()]
-        assert "/robots/a" not in web.asked
+        assert "/robots/a" not in web.asked and "/untrained/a" not in web.asked
         assert {FAILURES[r.reason] for r in results if isinstance(r, Refused)} == {"refused"}
         plain = results[-1]
         assert isinstance(plain, Fetched)
@@ -190,6 +196,44 @@ def test_rules_of_unknown_quality_do_no_harm() -> None:
     SiteRules.parse(b"\xff\xfe\0" * 1000 + b"Disallow /", b"[[[[").allows("http://x/")
     assert tag_refuses(["unavailable_after: 25 Jun 2010 15:00:00 PST, noindex", ""]) == "noindex"
     assert not tag_refuses(["max-snippet: 20", "nofollow", ":", ",,"])
+
+
+DRAFT = """User-Agent: *
+Allow: /
+Disallow: /never/
+Content-Usage: / train-ai=n
+Content-Usage: /ai-ok/ train-ai=y
+
+User-Agent: ExampleBot
+Content-Usage: / train-ai=y
+"""
+
+
+@pytest.mark.parametrize(
+    ("robots", "path", "line"),
+    [
+        (DRAFT, "/test", "Content-Usage: train-ai=n"), (DRAFT, "/ai-ok/test", ""),  # the example of the draft
+        ("User-Agent: *\nContent-Signal: search=yes, ai-train=no\nAllow: /", "/a.png", "Content-Signal: ai-train=no"),
+        ("content-signal : AI-TRAIN = NO # ours", "/", "content-signal: ai-train = no"),  # before any group
+        ("User-agent: a\nUser-agent: Dalle-Prefect/1\nContent-Usage: /x\ttrain-ai=n\nUser-agent: *\nAllow: /", "/x/1", "Content-Usage: train-ai=n"),
+        ("User-agent: dalle-prefect\nAllow: /\nUser-agent: *\nContent-Usage: / train-ai=n", "/", ""),
+        ("User-agent: other\nContent-Signal: ai-train=no", "/", ""),
+        ("User-agent: *\nContent-Signal: search=no, ai-input=no", "/", ""),
+        ("User-agent: *\nContent-Usage: / train-ai=y\nContent-Usage: / train-ai=n", "/", "Content-Usage: train-ai=n"),
+        ("User-agent: *\nContent-Usage: *.png train-ai=n", "/a/b.png", "Content-Usage: train-ai=n"),
+        ("User-agent: *\nContent-Usage:\nContent-Signal: ai-train=maybe", "/", ""),
+    ],
+)  # fmt: skip
+def test_usage_preferences_in_robots_txt_are_those_of_our_group_and_of_the_longest_path(
+    robots: str, path: str, line: str
+) -> None:
+    assert SiteRules.parse(robots.encode(), None).usage.refuses(path) == line
+
+
+def test_one_no_to_training_outweighs_every_yes_in_headers() -> None:
+    assert training_preference(['train-ai="y"', "search=n, train-ai=n;x=1"]) == (False, "train-ai=n")
+    assert training_preference(["ai-train=yes"]) == (True, "ai-train=yes")
+    assert training_preference(["train-ais=n", "search=no"]) is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -372,14 +416,20 @@ def test_what_was_decided_stands_in_the_ledger(tmp_path: Path) -> None:
         data = Data(tmp_path)
         manifest = data.ingest(config_of(source))
     ledger = {row["key"].removeprefix(web.url): row for row in data.rows(manifest, "ledger")}
-    assert len(ledger) == manifest.stats["rows_in"] == manifest.stats["kept"] + manifest.stats["rejected"] == 11
+    assert (
+        len(ledger)
+        == manifest.stats["rows_in"]
+        == manifest.stats["kept"] + manifest.stats["rejected"]
+        == len(OPT_OUTS) + 2
+    )
     assert ledger["/plain"]["kept"]
     assert ledger["/plain"]["detail"] == "robots.txt allows; no X-Robots-Tag against it; no TDM reservation"
     assert [ledger[path]["rule"] for path in ("/noai", "/busy", "/gone")] == [
         "fetch.refused", "fetch.transient", "fetch.permanent",
     ]  # fmt: skip
     assert ledger["/busy"]["score"] == 503
-    assert manifest.stats["fetches"] == {"refused": 6, "fetched": 3, "permanent": 1, "transient": 1}
+    decided = Counter("fetched" if reason == "fetched" else "refused" for _, reason in OPT_OUTS.values())
+    assert manifest.stats["fetches"] == {**decided, "permanent": 1, "transient": 1}
     assert str(tmp_path) not in json.dumps(manifest.model_dump(mode="json", exclude={"facts"}))
 
 
