@@ -241,7 +241,7 @@ def test_generate_writes_pictures_a_table_and_a_gallery(tiny_run: TinyRun, store
     assert said.code == 0, said
     names = sorted(p.name for p in out.iterdir())
     pictures = [n for n in names if n.endswith(".png") and n != "contact_sheet.png"]
-    assert {"a-red-heart-0.png", "a-red-heart-1.png", "ber-cat-0.png", "ber-cat-1.png"} <= set(pictures)
+    assert {"a-red-heart-0.png", "a-red-heart-1.png", "über-cat-0.png", "über-cat-1.png"} <= set(pictures)
     assert len(pictures) == 6, "two prompts that read alike as file names are kept apart"
     assert {"generations.parquet", "gallery.html", "contact_sheet.png"} <= set(names)
     with Image.open(out / "a-red-heart-0.png") as picture:

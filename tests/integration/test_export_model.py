@@ -50,7 +50,7 @@ def test_export_writes_a_model_that_draws_and_says_what_it_was_made_from(tiny_ru
     again = dalle(*words)
     assert again.code == 2 and "not empty" in again.error
     wrong = dalle("export", tiny_run.manifest("encode").fingerprint, str(tmp_path / "other"), *words[3:])
-    assert wrong.code == 1 and "tokens artifact" in wrong.error
+    assert wrong.code == 1 and "is of kind tokens" in wrong.error
 
 
 def test_store_folder_and_studio_draw_equal_pictures(tiny_run: TinyRun, tmp_path: Path) -> None:

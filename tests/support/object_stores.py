@@ -101,10 +101,11 @@ class Server:
 @contextlib.contextmanager
 def moto() -> Iterator[Server]:
     """A moto server with an empty bucket."""
-    program = need("moto/bin/moto_server")
+    program = need("moto/bin/moto_server").with_name("python")
     with tempfile.TemporaryDirectory(prefix="moto-") as folder:
         port = free_port()
-        server = Server([str(program), "-H", "127.0.0.1", "-p", str(port)], port, Path(folder), Path(folder) / "log")
+        command = [str(program), str(Path(__file__).with_name("moto_server.py")), "-H", "127.0.0.1", "-p", str(port)]
+        server = Server(command, port, Path(folder), Path(folder) / "log")
         server.start()
         try:
             client = Store.open(f"s3://{BUCKET}", options=server.options()).backend
