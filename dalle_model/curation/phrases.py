@@ -25,7 +25,7 @@ from dalle_model.curation.texts import Scores, Words, words_of
 MIN_WORDS, MAX_WORDS = 3, 8
 MIN_CAPTIONS = 20  # below that nothing is frequent, however small the corpus
 MAX_PHRASES = 500
-_SEPARATORS = r"[^\p{L}\p{M}\p{N}'’#]+"
+_LETTERS = r"\p{L}\p{M}\p{N}'’#"
 _SKETCH_BITS = 22
 _WHOLE = np.uint64(
     0xD1B54A32D192ED03
@@ -73,12 +73,12 @@ def mine(tables: Callable[[], Iterable[pa.Array]], min_share: float, allow: str 
     total = 0
     for captions in tables():
         total += len(captions)
-        grams = _distinct(_grams(words_of(template(captions), separators=_SEPARATORS)))
+        grams = _distinct(_grams(words_of(template(captions), letters=_LETTERS)))
         np.add.at(sketch, _cells(grams.hashes), 1)
     least = max(MIN_CAPTIONS, math.ceil(min_share * total))
     found = _Found()
     for captions in tables():
-        words = words_of(template(captions), separators=_SEPARATORS)
+        words = words_of(template(captions), letters=_LETTERS)
         grams = _distinct(_grams(words))
         likely = np.flatnonzero(sketch[_cells(grams.hashes)] >= least)
         found.add(words, grams, likely)
@@ -101,7 +101,7 @@ def mine(tables: Callable[[], Iterable[pa.Array]], min_share: float, allow: str 
 
 def _key(text: str) -> str:
     cleaned = template(pa.array([text]))
-    return str(pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaned, _SEPARATORS, " "))[0].as_py())
+    return str(pc.utf8_trim_whitespace(pc.replace_substring_regex(cleaned, f"[^{_LETTERS}]+", " "))[0].as_py())
 
 
 class _Found:
@@ -159,7 +159,7 @@ class Phrasebook:
 
     def shares(self, captions: pa.Array) -> Scores:
         """Captions [R] -> float64 [R] within 0..1."""
-        words = words_of(template(captions), separators=_SEPARATORS)
+        words = words_of(template(captions), letters=_LETTERS)
         scores = np.zeros(words.rows, np.float64)
         if not len(words.codes) or not (self.phrases or self.captions):
             return scores
@@ -179,7 +179,7 @@ def _hashes_of(book: Phrasebook) -> UInt64:
     known = []
     for texts, whole in ((book.phrases, False), (book.captions, True)):
         for text in sorted(texts):
-            grams = _grams(words_of(pa.array([text]), separators=r"[ ]"))
+            grams = _grams(words_of(pa.array([text])))
             size = 0 if whole else text.count(" ") + 1
             known.append(grams.hashes[grams.size == size][:1])
     return np.concatenate(known)

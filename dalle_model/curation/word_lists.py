@@ -8,8 +8,9 @@ put for letters, and letters drawn out (Unicode NFKC and NFD, then own tables), 
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 from itertools import product
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from dalle_model.curation.texts import Scores, Words, words_of
 from dalle_model.errors import DataError
 
-_SEPARATORS = r"[^\p{L}\p{M}\p{N}@$!*]+"
+_LETTERS = r"\p{L}\p{M}\p{N}@$!*"
 _LOOKALIKES = str.maketrans("авеёкмнорстухіјѕһԁԛԝαβεικνορτυχ", "abeekmhopctyxijshdqwabeikvoptux")
 _SIGNS = str.maketrans("013457@$!", "oieastasi")
 _DRAWN_OUT = re.compile(r"(.)\1{2,}")
@@ -38,14 +39,16 @@ class WordList:
 
     def counts(self, captions: pa.Array) -> Scores:
         """Listed terms in each caption, float64 [R]."""
-        words = words_of(captions, separators=_SEPARATORS)
-        hit = self._hits(words.vocabulary)
+        words = words_of(captions, letters=_LETTERS)
+        forms = [folded(word) for word in words.vocabulary]
+        hit = self._hits(forms)
         counts = np.bincount(words.row[hit[words.codes]], minlength=words.rows).astype(np.float64)
         terms = {term for phrase in self.phrases for term in phrase}
         codes: dict[str, list[int]] = {}
-        for code, word in enumerate(words.vocabulary):
-            for term in folded(word) & terms:
-                codes.setdefault(term, []).append(code)
+        for code, known in enumerate(forms):
+            if not terms.isdisjoint(known):
+                for term in known & terms:
+                    codes.setdefault(term, []).append(code)
         for phrase in self.phrases:
             if all(term in codes for term in phrase):
                 counts += _phrase(words, [codes[term] for term in phrase])
@@ -53,18 +56,16 @@ class WordList:
 
     def found(self, caption: str) -> list[str]:
         """The words of one caption that are listed, as they stand in it."""
-        words = words_of(pa.array([caption]), separators=_SEPARATORS)
-        return [words.vocabulary[code] for code in words.codes if self._hits([words.vocabulary[code]])[0]]
+        words = words_of(pa.array([caption]), letters=_LETTERS)
+        return [words.vocabulary[code] for code in words.codes if self._hits([folded(words.vocabulary[code])])[0]]
 
-    def _hits(self, vocabulary: list[str]) -> npt.NDArray[np.bool_]:
-        listed, begun = self.words, self.beginnings
-        return np.array(
-            [
-                not listed.isdisjoint(forms) or any(form.startswith(begun) for form in forms)
-                for forms in map(folded, vocabulary)
-            ],
-            bool,
-        )
+    @cached_property
+    def _begun(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.beginnings)) or "(?!)")  # that matches nothing
+
+    def _hits(self, words: Sequence[frozenset[str]]) -> npt.NDArray[np.bool_]:
+        listed, begun = self.words, self._begun.match
+        return np.array([not listed.isdisjoint(forms) or any(map(begun, forms)) for forms in words], bool)
 
 
 def _phrase(words: Words, codes: list[list[int]]) -> Scores:
