@@ -2,9 +2,10 @@
 
 Both thresholds are set on the training pictures themselves: how near do different ones come to each other? A drawing
 nearer than all but 2 in 1,000 of them do is a copy. Near-duplicates among the training pictures say nothing of that,
-however many there are, and are left out. By features a copy is also nearer than a quarter of their usual distance: of few
-pictures all are far from each other, and a blur is nearer to one of them without being a copy. Own measure, after Carlini et al. 2023 (arXiv 2301.13188), who look at the
-distance to the nearest training picture against that to others.
+however many there are, and are left out. By features a copy is also nearer than a
+quarter of their usual distance: of few pictures all are far from each other, and a blur is nearer to one of them without
+being a copy. Own measure, after Carlini et al. 2023 (arXiv 2301.13188), who look at the distance to the nearest training
+picture against that to others.
 """
 
 from dataclasses import dataclass

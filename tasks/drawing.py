@@ -66,9 +66,8 @@ class Painter:
         row = 2 * positions * config.dim * config.depth * size
         rows = tile_rows(self.runtime.device)
         least = 1 if self.sampler.guidance == 1.0 else 2
-        while (
-            rows > least and rows * row > free_memory_bytes(self.runtime) // 2
-        ):  # half: weights and logits need room, too
+        # half of the memory: weights and logits need room, too
+        while rows > least and rows * row > free_memory_bytes(self.runtime) // 2:
             rows //= 2
         preflight(self.runtime, rows * row, f"the keys and values of {rows} rows")
         return Decoder(self.model, self.runtime, self.sampler.weights, rows)

@@ -33,6 +33,7 @@ class Words:
 
 def words_of(captions: pa.Array, *, lower: bool = True, letters: str = "") -> Words:
     """Cut at spaces, or at all that is not among ``letters``, characters and classes of an RE2 class."""
+    captions = one_array(captions)
     text = pc.utf8_lower(captions) if lower else captions
     if letters:
         odd = pc.match_substring_regex(text, rf"[^{letters} ]|  |^ | $")

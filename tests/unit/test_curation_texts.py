@@ -18,7 +18,7 @@ from dalle_model.curation.judging import check_languages
 from dalle_model.curation.languages import foreign, language_columns, language_of
 from dalle_model.curation.personal import mask, mask_column
 from dalle_model.curation.phrases import Phrasebook, mine
-from dalle_model.curation.texts import boilerplate, caption_chars, caption_words, word_repetition
+from dalle_model.curation.texts import boilerplate, caption_chars, caption_words, word_repetition, words_of
 from dalle_model.curation.word_lists import parse_list, profanity
 from dalle_model.errors import DataError, UsageError
 from dalle_model.pair_copies import may_be_mirrored
@@ -407,3 +407,11 @@ def test_nothing_to_mine_is_no_error() -> None:
     assert mine(list, 0.01).num_rows == 0
     assert mine(lambda: [pa.array([""] * 50)], 0.01).num_rows == 0
     assert Phrasebook().shares(pa.array(["a b c", ""])).tolist() == [0, 0]
+
+
+def test_words_are_the_same_however_captions_are_held_and_whatever_stands_between_them() -> None:
+    texts = ["A, b", "c d", "x  y", " z ", "", "...", "e\u0301t\u00a0a"]
+    wanted = [(0, "a"), (0, "b"), (1, "c"), (1, "d"), (2, "x"), (2, "y"), (3, "z"), (6, "e\u0301t"), (6, "a")]
+    for held in (pa.array(texts), pa.chunked_array([texts[:1], texts[1:]]), pa.array(texts, pa.large_string())):
+        words = words_of(held, letters=r"\p{L}\p{M}")
+        assert [(row, words.vocabulary[code]) for row, code in zip(words.row, words.codes, strict=True)] == wanted
