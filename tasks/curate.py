@@ -20,6 +20,7 @@ from dalle_model.curation.rules import BEAUTY, not_checked, rules_of
 from dalle_model.curation.selection import SET_RULES, Outside, Selection, select
 from dalle_model.errors import DataError
 from dalle_model.records import CLUSTER, CURATED, LEDGER, SCORE
+from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import Manifest, ObjectRef, fingerprint
 from tasks.curate_scores import outside_of, scored
 from tasks.curation_report import make_report
@@ -38,7 +39,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 _COLUMNS = ["id", "image", "caption", "width", "height", "source", "key", "licence", "extra"]
 
 
-def identity(config: CurateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def identity(config: CurateConfig, settings: Settings, tell: Tell = silent) -> tuple[dict[str, Any], dict[str, str]]:
     """The config with excluded sets, files and models by their content instead of their names.
 
     Raises RefNotFound or UsageError for what is not there and for an unknown language, DataError for a damaged list.

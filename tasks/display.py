@@ -29,6 +29,15 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.speed:,.1f}/s", style="progress.data.speed")
 
 
+class _CountColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_count(int(task.completed), int(task.total or 0), task.fields["unit"]))
+
+
+def _count(done: int, total: int, unit: str) -> str:
+    return f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
+
+
 def _figures(event: dict[str, Any]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in (event.get("figures") or {}).items())
 
@@ -44,7 +53,7 @@ def step_display(stage: str) -> Iterator[Listener]:
     columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description:13}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=12),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", table_column=Column(no_wrap=True)),
+        _CountColumn(table_column=Column(no_wrap=True)),
         _RateColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("left"),
@@ -64,14 +73,12 @@ class _Bars:
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "progress":
-            unit = event["unit"]
+            unit, total = event["unit"], event["total"] or None  # 0: nobody knows yet
             if unit not in self._bars:  # a stage may pass through phases that count different things
                 self._bars[unit] = self._progress.add_task(
-                    self._stage, total=event["total"], completed=event["done"], unit=unit, figures=""
+                    self._stage, total=total, completed=event["done"], unit=unit, figures=""
                 )
-            self._progress.update(
-                self._bars[unit], completed=event["done"], total=event["total"], figures=_figures(event)
-            )
+            self._progress.update(self._bars[unit], completed=event["done"], total=total, figures=_figures(event))
         elif kind == "log":
             self._progress.console.print(f"[dim]{self._stage}: [/dim]", end="")
             self._progress.console.print(event["text"], markup=False, highlight=False)
@@ -103,12 +110,12 @@ class _Lines:
         if done < before:  # a second set under the same unit begins
             started, offset = now, done
         self._first[unit] = (started, offset, done)
-        if done < total and now - self._last < _LINE_EVERY_S:
+        if (done < total or not total) and now - self._last < _LINE_EVERY_S:
             return
         self._last = now
         rate = (done - offset) / max(now - started, 1e-6)
         left = f"{(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        self._print(f"{done:,}/{total:,} {unit}  {rate:,.1f} {unit}/s  {left}  {_figures(event)}".rstrip())
+        self._print(f"{_count(done, total, unit)}  {rate:,.1f} {unit}/s  {left}  {_figures(event)}".rstrip())
 
     def _print(self, text: str) -> None:
         # Not print: inside a flow Prefect takes what is printed, standard error included, for its own log alone.

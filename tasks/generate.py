@@ -20,6 +20,7 @@ from dalle_model.images import to_uint8
 from dalle_model.prompt_policy import PromptPolicy
 from dalle_model.records import GENERATION
 from dalle_model.sheets import contact_sheet
+from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import Manifest, ObjectRef, Part
 from tasks.drawing import Painter, load_painter
 from tasks.job import Job, Outcome, load_ancestor
@@ -38,7 +39,7 @@ _ON_SHEET = 96
 _IN_GALLERY = 4000  # pictures; the page is one file
 
 
-def identity(config: GenerateConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def identity(config: GenerateConfig, settings: Settings, tell: Tell = silent) -> tuple[dict[str, Any], dict[str, str]]:
     """The config without the places of the prompt file and of the word list, and the digests of what they hold."""
     _, digest = all_prompts(config, settings)
     recorded = config.model_dump(mode="json", exclude={"prompts_uri", "policy_file", "nsfw_model"})

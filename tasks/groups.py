@@ -15,7 +15,11 @@ from tasks.step import Pieces, Stage, job_spec, load_dotted, look_up, open_store
 
 
 def groups_of(
-    stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings
+    stage: Stage,
+    config: Section,
+    inputs: Mapping[str, ArtifactRef],
+    settings: Settings,
+    listener: Listener | None = None,
 ) -> list[tuple[int, int]]:
     """Ranges of pieces to share out; none when the settings ask for no groups or the artifact is there already.
 
@@ -24,7 +28,7 @@ def groups_of(
     if settings.shard_groups < 2 or not stage.pieces:
         return []
     store = open_store(settings)
-    if look_up(plan(stage, config, inputs, settings), store)[0] is not None:
+    if look_up(plan(stage, config, inputs, settings, listener), store)[0] is not None:
         return []
     store.require_create_only()
     count_pieces: Pieces = load_dotted(stage.pieces)
@@ -43,7 +47,7 @@ def run_pieces(
     listener: Listener | None = None,
 ) -> None:
     """Make pieces ``group[0]`` to ``group[1]`` - 1 of a stage in a child process; those with a receipt are not made again."""
-    planned = plan(stage, config, inputs, settings)
+    planned = plan(stage, config, inputs, settings, listener)
     if look_up(planned, open_store(settings))[0] is None:
         spec = job_spec(planned, settings, f"pieces {group[0]} to {group[1] - 1}").model_copy(update={"pieces": group})
         launch(spec, settings, listener or (lambda event: None))

@@ -5,16 +5,21 @@ from typing import Any
 
 from dalle_model.config import ImportTokenizerConfig, TokenizerConfig
 from dalle_model.errors import SourceError
+from dalle_model.sources.telling import Tell, silent
 from tasks.prompts import read_uri
 from tasks.settings import Settings
 
 
-def of_tokenizer(config: TokenizerConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def of_tokenizer(
+    config: TokenizerConfig, settings: Settings, tell: Tell = silent
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The config without the place of the perceptual weights: their declared hash counts."""
     return config.model_dump(mode="json", exclude={"perceptual_file"}), {}
 
 
-def of_imported(config: ImportTokenizerConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def of_imported(
+    config: ImportTokenizerConfig, settings: Settings, tell: Tell = silent
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What the two files hold, not where they lie. Raises SourceError when one is not there."""
     digests = {}
     for name, uri in (("encoder", config.encoder), ("decoder", config.decoder)):

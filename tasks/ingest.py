@@ -16,6 +16,7 @@ from typing import Any
 from dalle_model.config import IngestConfig
 from dalle_model.errors import DataError
 from dalle_model.sources.registry import Weighted, open_sources, split_sources
+from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import ArtifactRef
 from tasks.ingest_again import known_ids, retry
 from tasks.ingest_outcome import Totals, outcome
@@ -30,35 +31,37 @@ _UNRECORDED = {
 }
 
 
-def identity(config: IngestConfig, settings: Settings) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+def identity(
+    config: IngestConfig, settings: Settings, tell: Tell = silent
+) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
     """What enters the fingerprint: the config with the sources' kinds instead of their places, and their content.
 
     Also the sources' traces, taken before their content: what is written meanwhile has another trace.
     Raises UsageError for unknown words, SourceError when a source is not there.
     """
     recorded = config.model_dump(mode="json", exclude=_UNRECORDED) | {"source": _kinds(config.source)}
-    opened = open_sources(config, remote_opener(settings))
+    opened = open_sources(config, remote_opener(settings, tell))
     traces = tuple(source.trace() for source in opened)
     outside: dict[str, str] = {}
     for source in opened:
-        outside |= _digests(source, opened)
+        outside |= _digests(source, opened, tell)
     return recorded, outside, traces
 
 
-def _digests(source: Weighted, of: list[Weighted]) -> dict[str, str]:
+def _digests(source: Weighted, of: list[Weighted], tell: Tell) -> dict[str, str]:
     prefix = f"{source.number}." if len(of) > 1 else ""
-    return {prefix + name: digest for name, digest in source.identity().items()}
+    return {prefix + name: digest for name, digest in source.identity(tell).items()}
 
 
 def _refuse_changed(job: Job) -> None:
     """DataError when a source is not what it was when the step was planned. It is read once more only where its trace is another."""
-    opened = open_sources(job.config, remote_opener(job.settings))
+    opened = open_sources(job.config, remote_opener(job.settings, job.show_progress))
     owed = job.spec.recorded_config["outside"]
     for source in opened:
         planned = job.spec.traces[source.number] if job.spec.traces else ""
         if planned and source.trace() == planned:
             continue
-        if not _digests(source, opened).items() <= owed.items():
+        if not _digests(source, opened, job.show_progress).items() <= owed.items():
             raise DataError(
                 f"the source {source.name} changed while it was read; run again, and let nothing write to it meanwhile"
             )
@@ -97,7 +100,8 @@ def work(job: Job) -> Outcome:
 def _read(job: Job, facts: dict[str, Any]) -> Totals:
     """All sources from their first row on, less what an earlier artifact has."""
     config: IngestConfig = job.config
-    sources, base = open_sources(config, remote_opener(job.settings)), job.inputs.get("pairs")
+    sources = open_sources(config, remote_opener(job.settings, job.show_progress))
+    base = job.inputs.get("pairs")
     known = known_ids(job, base) if base else None
     counts = [source.count() for source in sources]
     progress = Progress(job, sum(min(config.limit or count, count) for count in counts))
@@ -126,7 +130,8 @@ def _make_pieces(job: Job, pieces: range) -> Outcome:
     done = job.parts()
     missing = [n for n in pieces if n not in done]
     if missing:
-        source, base = open_sources(config, remote_opener(job.settings))[0], job.inputs.get("pairs")
+        source = open_sources(config, remote_opener(job.settings, job.show_progress))[0]
+        base = job.inputs.get("pairs")
         known = known_ids(job, base) if base else None
         progress = Progress(job, len(pieces) * config.rows_per_shard)
         start, end = missing[0] * config.rows_per_shard, pieces.stop * config.rows_per_shard

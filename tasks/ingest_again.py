@@ -68,7 +68,7 @@ def retry(job: Job, facts: dict[str, Any]) -> Totals:
     base = job.inputs.get("pairs")
     if base is None:
         raise DataError("nothing to try again: give the pairs artifact whose fetches failed, or use --retry")
-    pieces = list(_pieces(job, base, open_sources(config, remote_opener(job.settings))))
+    pieces = list(_pieces(job, base, open_sources(config, remote_opener(job.settings, job.show_progress))))
     if not pieces:
         raise DataError(
             f"no fetch of {base.fingerprint[:12]} failed for a passing reason; there is nothing to try again"

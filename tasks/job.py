@@ -201,9 +201,9 @@ class Job:
         self.check_stop()
 
     def show_progress(self, done: int, total: int, unit: str = "rows", **figures: float) -> None:
-        """Say how far the work is; at most four times a second reach the parent."""
+        """Say how far the work is, of a total of 0 when that is not known; at most four times a second reach the parent."""
         now = time.monotonic()
-        if done >= total or now - self._last_progress >= 0.25:
+        if done >= total > 0 or now - self._last_progress >= 0.25:
             self._last_progress = now
             self._events.send("progress", done=done, total=total, unit=unit, figures=figures)
 

@@ -61,7 +61,8 @@ def only_reuse(stage: Stage) -> Step:
 
     def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
         store = open_store(settings)
-        planned = plan(stage, config, inputs, settings)
+        with step_display(stage.name) as display:
+            planned = plan(stage, config, inputs, settings, display)
         manifest, decision = look_up(planned, store)
         if manifest is None:
             raise NotCommitted(planned, decision)

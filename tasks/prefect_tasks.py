@@ -3,8 +3,8 @@
 Results are small JSON and Prefect's cache is off: the fingerprint in the store decides what is done.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from prefect import runtime, task
@@ -42,6 +42,19 @@ def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
 def _display(stage: str) -> AbstractContextManager[Listener]:
     """The terminal's display for a command; a worker's terminal has Prefect's log, which says the same."""
     return nullcontext(lambda event: None) if runtime.deployment.id else step_display(stage)
+
+
+@contextmanager
+def _listening(stage: str) -> Iterator[Listener]:
+    """A listener that shows a step's events on the terminal and in the run."""
+    with _display(stage) as display:
+        reporter = ProgressReporter(stage)
+
+        def listen(event: dict[str, Any]) -> None:
+            display(event)
+            reporter(event)
+
+        yield listen
 
 
 @task(
@@ -121,13 +134,7 @@ def stage_task(stage: Stage) -> Step:
         persist_result=False,
     )
     def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
-        with _display(stage.name) as display:
-            reporter = ProgressReporter(stage.name)
-
-            def listen(event: dict[str, Any]) -> None:
-                display(event)
-                reporter(event)
-
+        with _listening(stage.name) as listen:
             result = run_step(stage, config, inputs, settings, listen)
         store = open_store(settings)
         manifest = store.find(result.ref.step, result.ref.fingerprint)
@@ -136,7 +143,9 @@ def stage_task(stage: Stage) -> Step:
         return result
 
     def shared_run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
-        if groups := groups_of(stage, config, inputs, settings):
+        with _listening(stage.name) as listen:
+            groups = groups_of(stage, config, inputs, settings, listen)
+        if groups:
             parameters = [
                 {"stage_name": stage.name, "config": config, "settings": settings, "inputs": inputs, "group": group}
                 for group in groups

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dalle_model.config import Section
 from dalle_model.errors import UsageError
+from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import ArtifactRef, InputRef, Manifest, fingerprint
 from tasks.job import JobSpec
 from tasks.launch import Listener, launch
@@ -23,9 +24,10 @@ from tasks.store import Store, StoreOptions
 
 # What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs. It may
 # add their traces, one text per input that changes whenever it is written, or "": taken before the digests, they tell the
-# step without another reading that all stayed as it was.
+# step without another reading that all stayed as it was. It says how far it is, where that may take long.
 Identity = Callable[
-    [Any, Settings], tuple[dict[str, Any], dict[str, str]] | tuple[dict[str, Any], dict[str, str], tuple[str, ...]]
+    [Any, Settings, Tell],
+    tuple[dict[str, Any], dict[str, str]] | tuple[dict[str, Any], dict[str, str], tuple[str, ...]],
 ]
 # What a stage's outside function returns: more digests of outside inputs.
 Outside = Callable[[Any, Mapping[str, ArtifactRef], Settings], dict[str, str]]
@@ -133,14 +135,25 @@ def input_ref(settings: Settings, ref: str, kind: str) -> ArtifactRef:
     return manifest.ref(store.manifest_uri(manifest.step, manifest.fingerprint))
 
 
-def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], settings: Settings) -> Plan:
-    """Compute the fingerprint. Raises UsageError when the inputs are not those that the stage reads."""
+def plan(
+    stage: Stage,
+    config: Section,
+    inputs: Mapping[str, ArtifactRef],
+    settings: Settings,
+    listener: Listener | None = None,
+) -> Plan:
+    """Compute the fingerprint, which may need all of a source to be read; the listener is told how far that is.
+
+    Raises UsageError when the inputs are not those that the stage reads.
+    """
     if not set(stage.inputs) <= set(inputs) <= {*stage.inputs, *stage.optional}:
         raise UsageError(
             f"step {stage.name} reads {', '.join(stage.inputs) or 'no artifact'}, but was given {', '.join(inputs) or 'none'}"
         )
     identity: Identity | None = load_dotted(stage.identity) if stage.identity else None
-    recorded, outside, *more = identity(config, settings) if identity else (config.model_dump(mode="json"), {})
+    recorded, outside, *more = (
+        identity(config, settings, _telling(listener)) if identity else (config.model_dump(mode="json"), {})
+    )
     if stage.outside:
         read: Outside = load_dotted(stage.outside)
         outside = outside | read(config, inputs, settings)
@@ -154,6 +167,17 @@ def plan(stage: Stage, config: Section, inputs: Mapping[str, ArtifactRef], setti
         fingerprint(stage.name, stage.version, recorded, digests),
         *more,
     )
+
+
+def _telling(listener: Listener | None) -> Tell:
+    """Words for a listener of step events."""
+    if listener is None:
+        return silent
+
+    def tell(done: int, total: int, unit: str, **figures: float) -> None:
+        listener({"event": "progress", "done": done, "total": total, "unit": unit, "figures": figures})
+
+    return tell
 
 
 def difference(before: Manifest, after: Manifest) -> list[str]:
@@ -211,7 +235,7 @@ def run_step(
     started = time.monotonic()
     listen = listener or (lambda event: None)
     store = open_store(settings)
-    planned = plan(stage, config, inputs, settings)
+    planned = plan(stage, config, inputs, settings, listener)
     manifest, decision = look_up(planned, store)
     reused = manifest is not None
     if manifest is None:

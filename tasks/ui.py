@@ -120,10 +120,11 @@ class ProgressReporter:
         now = time.monotonic()
         text = self._text(event, done, total, now)
         at = (done, total, event.get("unit"))
-        if (done >= total and at != self._logged) or now - self._logged_at >= LOG_EVERY_S:
+        finished = done >= total > 0  # a total of 0 is not known yet
+        if (finished and at != self._logged) or now - self._logged_at >= LOG_EVERY_S:
             self._logged_at, self._logged = now, at
             _log("info", text)
-        self._show(100.0 * min(done / total, 1.0) if total else 100.0, text, final=done >= total)
+        self._show(100.0 * min(done / total, 1.0) if total else 0.0, text, final=finished)
 
     def _text(self, event: Mapping[str, Any], done: int, total: int, now: float) -> str:
         unit = str(event.get("unit", "rows"))
@@ -132,7 +133,7 @@ class ProgressReporter:
             started, offset = now, done
         self._first[unit] = (started, offset, done)
         rate = (done - offset) / (now - started) if now > started else 0.0
-        parts = [f"{self._stage}: {done:,} of {total:,} {unit}"]
+        parts = [f"{self._stage}: {done:,} of {total:,} {unit}" if total else f"{self._stage}: {done:,} {unit}"]
         if rate > 0:
             parts.append(f"{number(round(rate, 1))} {unit}/s")
             if done < total:

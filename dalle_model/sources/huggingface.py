@@ -9,6 +9,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, content_digest, files_below, trace_of
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
+from dalle_model.sources.telling import Tell, silent
 
 _SPLITS = ("train", "test", "validation", "valid", "dev")
 _MAX_REMOTE_BYTES = 200_000_000
@@ -45,9 +46,9 @@ class HuggingFace:
             data = data.cast_column(self._image, datasets.Image(decode=False))
         self._data = data
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
         content = (
-            content_digest(self._local, files_below(self._local, hidden=True))
+            content_digest(self._local, files_below(self._local, hidden=True), tell)
             if self._local
             else f"{self._path}@{self._revision}"
         )

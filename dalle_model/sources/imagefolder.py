@@ -31,6 +31,7 @@ from dalle_model.sources.base import (
 )
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
+from dalle_model.sources.telling import Tell, silent
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
@@ -51,8 +52,8 @@ class MetadataFile:
             raise SourceError(f"source {kind}: {path} is no .{kind} file; give one, or imagefolder:FOLDER")
         self._root, self._column = self._file.parent, caption_column
 
-    def identity(self) -> dict[str, str]:
-        return {self.name: content_digest(self._root, self._files())}
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        return {self.name: content_digest(self._root, self._files(), tell)}
 
     def trace(self) -> str:
         return trace_of(self._files())
@@ -96,8 +97,8 @@ class ImageFolder:
                 'write metadata.jsonl with lines like {"file_name": "1.png", "text": "a red heart"}'
             )
 
-    def identity(self) -> dict[str, str]:
-        return {"imagefolder": content_digest(self._root, files_below(self._root, hidden=True))}
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        return {"imagefolder": content_digest(self._root, files_below(self._root, hidden=True), tell)}
 
     def trace(self) -> str:
         return trace_of(files_below(self._root, hidden=True))

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row, content_digest, existing, inside, trace_of, walk
+from dalle_model.sources.telling import Tell, silent
 
 DEFAULT_ROOT = "/usr/share/openclipart"
 RULES_VERSION = 1
@@ -47,8 +48,8 @@ class OpenClipart:
         # A fixed shuffle: the first n rows are then a fair sample, not n animals.
         self._files = sorted(found, key=lambda p: hashlib.sha256(self._key(p).encode(errors="replace")).digest())
 
-    def identity(self) -> dict[str, str]:
-        digest = content_digest(self._root, self._pictures())
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        digest = content_digest(self._root, self._pictures(), tell)
         return {"openclipart": digest, "openclipart.rules": str(RULES_VERSION)}
 
     def trace(self) -> str:

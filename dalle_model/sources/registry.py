@@ -10,6 +10,7 @@ from dalle_model.config import IngestConfig
 from dalle_model.errors import DataError, UsageError
 from dalle_model.sources.base import Row, Source
 from dalle_model.sources.remote import Remote
+from dalle_model.sources.telling import Tell, silent
 
 KINDS = ("openmoji", "openclipart", "scenes", "imagefolder", "hf", "parquet", "jsonl", "csv", "webdataset", "urls")
 _ALONE = ("openmoji",)  # take no words after a colon
@@ -37,9 +38,9 @@ class Weighted:
         self.vector = source.vector
         self.fetches = hasattr(source, "rows_of")
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
         """Of the source itself."""
-        return self.source.identity()
+        return self.source.identity(tell)
 
     def trace(self) -> str:
         """Of the source itself."""

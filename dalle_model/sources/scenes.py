@@ -6,6 +6,7 @@ from dalle_model.errors import UsageError
 from dalle_model.images import encode_png
 from dalle_model.scenes import SCENES_VERSION, render, scene_at
 from dalle_model.sources.base import Row
+from dalle_model.sources.telling import Tell, silent
 
 DEFAULT_COUNT = 10_000
 _MAX_COUNT = 10_000_000
@@ -27,7 +28,7 @@ class Scenes:
         self._count = count or DEFAULT_COUNT
         self._px = px
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
         return {"scenes": str(self._count), "scenes.version": str(SCENES_VERSION), "scenes.seed": str(_SEED)}
 
     def trace(self) -> str:

@@ -36,6 +36,7 @@ from dalle_model.sources.metadata import (
     unpacked,
 )
 from dalle_model.sources.remote import AnyPath, Remote
+from dalle_model.sources.telling import Tell, silent
 
 URL_COLUMNS = ("url", "image_url", "image", "link", "file_name")
 _KINDS = ("txt", "csv", "tsv", "jsonl", "parquet")
@@ -78,8 +79,8 @@ class UrlList:
             addresses=AddressPolicy.parse(fetch.allow_addresses),
         )
 
-    def identity(self) -> dict[str, str]:
-        return {"urls": content_digest(self._file.parent, [self._file])}
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        return {"urls": content_digest(self._file.parent, [self._file], tell)}
 
     def trace(self) -> str:
         return trace_of([self._file])

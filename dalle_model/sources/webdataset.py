@@ -18,6 +18,7 @@ from dalle_model.sources.base import Row, content_digest, existing, size_of, ski
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar
+from dalle_model.sources.telling import Tell, silent
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -43,8 +44,8 @@ class WebDataset:
         self._before = 0  # bytes of the archives that were read to their end
         self._passed = 0  # bytes read so far, of all
 
-    def identity(self) -> dict[str, str]:
-        return {"webdataset": content_digest(self._root, self._files)}
+    def identity(self, tell: Tell = silent) -> dict[str, str]:
+        return {"webdataset": content_digest(self._root, self._files, tell)}
 
     def trace(self) -> str:
         return trace_of(self._files)

@@ -4,21 +4,25 @@ import json
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 from support.object_stores import BUCKET, Server, shared
 
 from dalle_model.config import IngestConfig
 from dalle_model.errors import DataError, SourceError, UsageError
-from dalle_model.sources import imagefolder
+from dalle_model.sources import imagefolder, telling
 from dalle_model.sources.registry import open_sources
 from tasks.artifacts import Part
 from tasks.job import Job
-from tasks.s3_source import remote_opener
+from tasks.s3_source import S3Bucket, remote_opener
+from tasks.stages import INGEST
+from tasks.step import plan
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +126,45 @@ def test_the_objects_of_a_bucket_are_read_a_second_time_only_when_one_was_writte
         if written:
             upload(moto, tmp_path / "set", f"traced {written}")
 
-    monkeypatch.setattr(imagefolder, "content_digest", lambda root, files: (read.append(root), digest(root, files))[1])
+    monkeypatch.setattr(imagefolder, "content_digest", lambda root, *more: (read.append(root), digest(root, *more))[1])
     monkeypatch.setattr(Job, "commit_part", meddling)
     config = IngestConfig(source=f"imagefolder:{uri}", image_px=32)
     with pytest.raises(DataError, match="changed while it was read") if written else nullcontext():
         assert Data(tmp_path).ingest(config).rows == 4
     assert len(read) == 1 + written
+
+
+def test_planning_a_bucket_tells_how_far_it_is_and_asks_for_each_object_once(
+    moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.env().items():
+        monkeypatch.setenv(name, value)
+    pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(6)}
+    write_folder(tmp_path / "set", pictures, [{"file_name": name, "text": name} for name in pictures])
+    config = IngestConfig(source=f"imagefolder:{upload(moto, tmp_path / 'set', 'planned')}", image_px=32)
+    told: list[dict[str, Any]] = []
+    asked: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counting(fs: Any, method: str, *more: Any, **kwargs: Any) -> Any:
+        asked.append(method)
+        return await call(fs, method, *more, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counting)
+    monkeypatch.setattr(S3Bucket, "page_keys", 3)
+    monkeypatch.setattr(telling, "_EVERY_S", 0.0)
+    for first_s in (600.0, 0.0):
+        monkeypatch.setattr(telling, "_FIRST_S", first_s)
+        asked.clear()
+        planned = plan(INGEST, config, {}, Data(tmp_path).settings, told.append)
+        assert not (first_s and told), "what ends sooner than that is not told"
+    assert [e["done"] for e in told if e["unit"] == "objects listed"] == [3, 6, 7]
+    hashed = [e for e in told if e["unit"] == "kB hashed"]
+    assert hashed[-1]["done"] == hashed[-1]["total"] and hashed[-1]["figures"] == {"files": 7}
+    assert [e["done"] for e in hashed] == sorted(e["done"] for e in hashed)
+    assert asked.count("get_object") == 7, "each object once"
+    assert asked.count("head_object") <= 1, "the listing has the sizes"
+    assert planned.fingerprint == Data(tmp_path / "again").ingest(config).fingerprint
 
 
 def test_trouble_with_a_bucket_is_named(moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.records import LEDGER, PAIR, pair_id
 from dalle_model.sources import base, imagefolder
 from dalle_model.sources.imagefolder import ImageFolder
+from dalle_model.sources.telling import Tell
 from tasks.artifacts import Part
 from tasks.ingest_shards import Progress
 from tasks.job import Job, StopRequested
@@ -189,9 +190,9 @@ def test_a_source_is_read_a_second_time_only_where_it_may_have_changed(
         commit(job, n, part)
         meddle(folder / "020.png")
 
-    def counting(root: Path, files: Iterable[Path | str]) -> str:
+    def counting(root: Path, files: Iterable[Path | str], tell: Tell) -> str:
         read.append(root)
-        return digest(root, files)
+        return digest(root, files, tell)
 
     monkeypatch.setattr(base, "_COARSEST_NS", coarsest_ns)
     monkeypatch.setattr(imagefolder, "content_digest", counting)
