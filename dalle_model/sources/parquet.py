@@ -1,6 +1,7 @@
 """Pairs in Parquet files: a caption column and an image column (bytes, Hugging Face's {bytes, path}, or a path)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, content_digest, existing, inside, trace_of, walk
-from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
+from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
+from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
+from dalle_model.sources.parquet_pages import DamagedPage
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
@@ -23,7 +26,13 @@ class ParquetFiles:
     name = "parquet"
     vector = False
 
-    def __init__(self, path: str | Remote, caption_column: str = "", image_column: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Remote,
+        caption_column: str = "",
+        image_column: str = "",
+        max_image_bytes: int = 20_000_000,
+    ) -> None:
         found = existing(path, "parquet")
         self._root = found if found.is_dir() else found.parent
         self._files = [p for p in walk(found, hidden=False) if p.suffix == ".parquet"] if found.is_dir() else [found]
@@ -32,6 +41,7 @@ class ParquetFiles:
         schema = self._open(self._files[0]).schema_arrow
         self._caption = pick_column(schema.names, caption_column, CAPTION_COLUMNS, f"parquet:{path}", "caption_column")
         self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
+        self._max_bytes = max_image_bytes
         self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
@@ -58,33 +68,44 @@ class ParquetFiles:
                     )
                 groups, skipped = _groups_from(file, start)
                 start -= skipped
-                number = skipped
-                for batch in self._batches(file, groups, path):
-                    if start >= batch.num_rows:
-                        start -= batch.num_rows
-                    else:
-                        for row in range(start, batch.num_rows):
-                            yield self._row(batch, row, path.parent, f"{where}#{number + row}")
-                        start = 0
-                    number += batch.num_rows
+                number = skipped + start
+                for record in self._records(file, groups, path, start):
+                    yield self._row(record, path.parent, f"{where}#{number}")
+                    number += 1
+                start = 0 if groups else start
 
-    def _batches(self, file: Any, groups: list[int], path: AnyPath) -> Iterator[pa.RecordBatch]:
-        columns = [
-            f.name
-            for f in file.schema_arrow
-            if f.name in (self._caption, self._image) or not pa.types.is_nested(f.type)
-        ]
+    def _records(self, file: Any, groups: list[int], path: AnyPath, start: int) -> Iterator[dict[str, Any]]:
+        """The rows of some row groups by column, from a row on. Columns that are large are read page by page."""
+        columns = [f.name for f in file.schema_arrow if self._is_used(f)]
+        leaves = leaves_of(file, columns)
         try:
-            yield from file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns)
-        except (pa.ArrowException, OSError) as error:
+            for large, some in groupby(groups, lambda group: large_of(file, group, leaves, path)):
+                if not large:
+                    batches = file.iter_batches(_BATCH_ROWS, row_groups=list(some), columns=columns)
+                    start = yield from _rows_of(batches, start, None)
+                    continue
+                limits = {leaf: self._max_bytes if self._is_picture(leaf) else MAX_LINE_BYTES for leaf in large}
+                small = [leaf for leaf in leaves if leaf not in large]
+                for group in some:
+                    with RowsApart(file, group, leaves, limits, path) as apart:
+                        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=small)
+                        start = yield from _rows_of(batches, start, apart)
+        except (pa.ArrowException, OSError, DamagedPage) as error:
             raise SourceError(f"{path} is damaged ({_first_line(error)}); write it again or leave it out") from error
 
-    def _row(self, batch: pa.RecordBatch, row: int, folder: AnyPath, key: str) -> Row:
-        record = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if name != self._image and not _is_bytes(column.type):
-                record[name] = _value(column[row])
-        image = image_of(_value(batch.column(self._image)[row]), self._root, folder)
+    def _is_used(self, field: pa.Field) -> bool:
+        """Other bytes and nested values are nothing that a row carries along."""
+        return field.name in (self._caption, self._image) or not (
+            pa.types.is_nested(field.type) or _is_bytes(field.type)
+        )
+
+    def _is_picture(self, leaf: str) -> bool:
+        return leaf == self._image or leaf.startswith(self._image + ".")
+
+    def _row(self, record: dict[str, Any], folder: AnyPath, key: str) -> Row:
+        image = image_of(record.get(self._image), self._root, folder)
+        if isinstance(record.get(self._caption), Refused):
+            image = Refused(Reason.CAPTION_TOO_LONG, record[self._caption].detail)
         licence, author = record.get("licence", record.get("license")), record.get("author")
         used = {self._caption, self._image, "licence", "license", "author"}
         return Row(
@@ -103,6 +124,23 @@ class ParquetFiles:
             raise SourceError(
                 f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"
             ) from error
+
+
+def _rows_of(
+    batches: Iterable[pa.RecordBatch], start: int, apart: RowsApart | None
+) -> Generator[dict[str, Any], None, int]:
+    """The rows of batches from number ``start`` on, with what is read apart from them. Returns what is left to skip."""
+    for batch in batches:
+        first = min(start, batch.num_rows)
+        start -= first
+        names = batch.schema.names
+        for row in range(0 if apart else first, batch.num_rows):
+            record = {} if row < first else {n: _value(c[row]) for n, c in zip(names, batch.columns, strict=True)}
+            if apart:
+                apart.add_to(record)
+            if row >= first:
+                yield record
+    return start
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -142,6 +180,8 @@ def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: s
 
 def image_of(value: Any, root: AnyPath | None, folder: AnyPath | None) -> bytes | File | Refused:
     """Bytes or file behind a cell: bytes, {"bytes", "path"}, or a path that stays below ``root`` (None = no paths)."""
+    if isinstance(value, Refused):
+        return value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):

@@ -170,4 +170,4 @@ def _open_place(kind: str, place: str | Remote, config: IngestConfig) -> Source:
         return UrlList(place, config)
     from dalle_model.sources.parquet import ParquetFiles
 
-    return ParquetFiles(place, config.caption_column, config.image_column)
+    return ParquetFiles(place, config.caption_column, config.image_column, config.max_image_bytes)

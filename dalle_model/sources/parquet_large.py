@@ -1,0 +1,81 @@
+"""Which columns of a Parquet row group are too large to be read as a whole, and their values row by row."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, Self
+
+from dalle_model.decoding import Refused
+from dalle_model.sources.parquet_pages import Value, page_bytes, values
+from dalle_model.sources.remote import AnyPath, Remote
+
+_TEXTS = ("STRING", "JSON", "ENUM")
+LARGE_CHUNK_BYTES = 2**26  # of one column of a row group; pyarrow takes up to six times as much to read it
+
+
+def leaves_of(file: Any, columns: list[str]) -> dict[str, int]:
+    """Some columns as they are stored, a struct in parts ("image.bytes"), with their numbers."""
+    found = {}
+    for number in range(len(file.schema)):
+        leaf = file.schema.column(number).path
+        if leaf in columns or leaf.partition(".")[0] in columns:
+            found[leaf] = number
+    return found
+
+
+def large_of(file: Any, group: int, leaves: Mapping[str, int], path: AnyPath) -> tuple[str, ...]:
+    """The large columns of texts and bytes of a row group. Raises DamagedPage.
+
+    A local file's pages are asked themselves: its index may say anything. In a bucket that would be a request for each.
+    """
+    facts, found = file.metadata.row_group(group), []
+    with ExitStack() as opened:
+        stream = None if isinstance(path, Remote) else opened.enter_context(path.open("rb"))
+        for leaf, number in leaves.items():
+            chunk, column = facts.column(number), file.schema.column(number)
+            if chunk.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
+                continue
+            size = chunk.total_uncompressed_size
+            if size <= LARGE_CHUNK_BYTES and stream is not None:
+                size = page_bytes(stream, chunk)
+            if size > LARGE_CHUNK_BYTES:
+                found.append(leaf)
+    return tuple(found)
+
+
+class RowsApart:
+    """The values of large columns of one row group, a mapping by column for each row. A context manager."""
+
+    def __init__(
+        self, file: Any, group: int, leaves: Mapping[str, int], limits: Mapping[str, int], path: AnyPath
+    ) -> None:
+        self._opened = ExitStack()
+        self._values: dict[str, Iterator[Value]] = {}
+        self._texts = {leaf for leaf in limits if file.schema.column(leaves[leaf]).logical_type.type in _TEXTS}
+        for leaf, limit in limits.items():
+            stream = self._opened.enter_context(path.open("rb"))
+            chunk, column = file.metadata.row_group(group).column(leaves[leaf]), file.schema.column(leaves[leaf])
+            self._values[leaf] = values(stream, chunk, column.max_definition_level, limit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def add_to(self, record: dict[str, Any]) -> None:
+        """Put the values of the next row into its record, those of a struct's parts into one mapping.
+
+        A text that is no UTF-8 is b"", which no check takes for a text.
+        """
+        for leaf, found in self._values.items():
+            value: Any = next(found, None)
+            if leaf in self._texts and isinstance(value, bytes):
+                try:
+                    value = value.decode()
+                except UnicodeDecodeError:
+                    value = b""
+            name, _, part = leaf.partition(".")
+            if not part or isinstance(value, Refused):
+                record[name] = value
+            elif not isinstance(record.get(name), Refused):
+                record[name] = {**(record.get(name) or {}), part: value}
