@@ -1,8 +1,7 @@
 """One decoding pass as a single compiled function: a pass of a small model is some thousand small operators, and calling
 them costs more than what they compute.
 
-Compiled by Numba for the processor at hand at the first call, and kept on disk beside this file where that can be
-written (else in the user's cache, or not at all). What one query computes is a fixed sequence of roundings: sums run
+Compiled at the first call (``dalle_model.compiling``). What one query computes is a fixed sequence of roundings: sums run
 over their terms in order, or in 16 lanes that are added at the end, never by how many queries are beside it. So a
 picture does not depend on its company. ``contract`` lets the compiler fuse a product and a sum, nothing more.
 
@@ -12,10 +11,9 @@ first axis flat: float32, or integers with a float32 scale per output. Cached ke
 float32, or integers with a scale per position and head.
 """
 
-from typing import Any
-
-import numba
 import numpy as np
+
+from dalle_model.compiling import compiled
 
 BLOCK = 256
 """Outputs that are summed together: wide enough that sums wait for no product, narrow enough for the nearest cache."""
@@ -38,17 +36,7 @@ _C3, _C4, _C5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
-def _compiled(function: Any) -> Any:
-    # without the lock of Python; a division by zero gives an infinity, as in C, so that loops stay straight
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy", "boundscheck": False}
-    compiler: Any = numba.njit
-    try:
-        return compiler(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep it in
-        return compiler(**options)(function)
-
-
-@_compiled
+@compiled
 def _add_products(sums, x, w):  # type: ignore[no-untyped-def]
     """sums [BLOCK] += x [UNROLL] @ w [UNROLL * BLOCK], which lies [BLOCK / GROUP, UNROLL, GROUP]."""
     x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
@@ -67,7 +55,7 @@ def _add_products(sums, x, w):  # type: ignore[no-untyped-def]
             total[j] = s
 
 
-@_compiled
+@compiled
 def _add_products_of_two(sums, x, y, w):  # type: ignore[no-untyped-def]
     """As ``_add_products`` for x and for y, whose sums stand one after the other: each weight is widened once."""
     for half in range(0, UNROLL, 4):
@@ -88,7 +76,7 @@ def _add_products_of_two(sums, x, y, w):  # type: ignore[no-untyped-def]
                 total[j], total[BLOCK + j] = s, t
 
 
-@_compiled
+@compiled
 def _multiply(x, w, scales, out, sums):  # type: ignore[no-untyped-def]
     """out [Q, N] = x [Q, K] @ w * scales; sums [Q * BLOCK] is scratch."""
     count, size = x.shape
@@ -111,7 +99,7 @@ def _multiply(x, w, scales, out, sums):  # type: ignore[no-untyped-def]
                 here[j] = total[j] * scale[j]
 
 
-@_compiled
+@compiled
 def _add(x, more):  # type: ignore[no-untyped-def]
     """x [Q, n] += more [Q, n and more]."""
     for i in range(x.shape[0]):
@@ -120,7 +108,7 @@ def _add(x, more):  # type: ignore[no-untyped-def]
             row[j] += other[j]
 
 
-@_compiled
+@compiled
 def _exponential(x, powers):  # type: ignore[no-untyped-def]
     """x [n] = exp(x), float32; powers int32 [n] is scratch."""
     n = len(x)
@@ -141,7 +129,7 @@ def _exponential(x, powers):  # type: ignore[no-untyped-def]
         x[j] *= scale[j]
 
 
-@_compiled
+@compiled
 def _sum(x, lanes):  # type: ignore[no-untyped-def]
     """The sum of x [n] in a fixed order; lanes [LANES] is scratch."""
     n = len(x)
@@ -160,7 +148,7 @@ def _sum(x, lanes):  # type: ignore[no-untyped-def]
     return total
 
 
-@_compiled
+@compiled
 def _normalise(x, centred, out, lanes):  # type: ignore[no-untyped-def]
     """out [n] = RMS norm of x, or layer norm where ``centred``, without a gain."""
     n = len(x)
@@ -172,7 +160,7 @@ def _normalise(x, centred, out, lanes):  # type: ignore[no-untyped-def]
         out[j] = (x[j] - mean) * unit
 
 
-@_compiled
+@compiled
 def _normalise_rows(x, gain, centred, out, lanes):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
         row = out[i]
@@ -181,7 +169,7 @@ def _normalise_rows(x, gain, centred, out, lanes):  # type: ignore[no-untyped-de
             row[j] *= gain[j]
 
 
-@_compiled
+@compiled
 def _kept(x, cache):  # type: ignore[no-untyped-def]
     """Write x [D] into cache [D]; the scale by which it is read: 1, or of integers."""
     if cache.itemsize == 4:
@@ -199,7 +187,7 @@ def _kept(x, cache):  # type: ignore[no-untyped-def]
     return scale
 
 
-@_compiled
+@compiled
 def _turned(x, turn, swapped, centred, out, unit, lanes):  # type: ignore[no-untyped-def]
     """out [D] = norm of x, its pairs (i, i + D / 2) turned: unit * turn + unit with halves exchanged * swapped."""
     _normalise(x, centred, unit, lanes)
@@ -209,7 +197,7 @@ def _turned(x, turn, swapped, centred, out, unit, lanes):  # type: ignore[no-unt
         out[half + d] = unit[half + d] * turn[half + d] + unit[d] * swapped[half + d]
 
 
-@_compiled
+@compiled
 def _score(q, keys, scores):  # type: ignore[no-untyped-def]
     """scores [n] = q [D] @ keys; n is a multiple of SPAN, D of 8."""
     for t in range(len(scores)):
@@ -232,7 +220,7 @@ def _score(q, keys, scores):  # type: ignore[no-untyped-def]
                 here[t] = s
 
 
-@_compiled
+@compiled
 def _weights(scores, scales, value_scales, count, powers, lanes):  # type: ignore[no-untyped-def]
     """scores [n] = softmax of scores * scales over the first ``count``, 0 after them, times value_scales."""
     n = len(scores)
@@ -259,7 +247,7 @@ def _weights(scores, scales, value_scales, count, powers, lanes):  # type: ignor
         scores[t] *= share * value_scales[t]
 
 
-@_compiled
+@compiled
 def _mix(weights, values, out):  # type: ignore[no-untyped-def]
     """out [D] = weights [n] @ values [n, D]; n is a multiple of 4."""
     for d in range(len(out)):
@@ -276,7 +264,7 @@ def _mix(weights, values, out):  # type: ignore[no-untyped-def]
             out[d] = s
 
 
-@_compiled
+@compiled
 def _attend(qkv, turn, swapped, centred, rows, positions, places, keys, key_scales, values, value_scales, out, vectors, scores, powers, lanes):  # type: ignore[no-untyped-def]  # fmt: skip
     """qkv [Q, 3 H D and more] -> out [Q, H D]; keys and values of the queries are kept first, so queries see each other."""
     count, heads, dim = len(rows), values.shape[1], values.shape[3]
@@ -302,7 +290,7 @@ def _attend(qkv, turn, swapped, centred, rows, positions, places, keys, key_scal
             _mix(scores[:n], values[row, h], out[i, h * dim :][:dim])
 
 
-@_compiled
+@compiled
 def _gate(h, hidden, out, powers):  # type: ignore[no-untyped-def]
     """out [Q, hidden] = silu(gate) * value, of h [Q, gates, values and more]."""
     for i in range(h.shape[0]):
@@ -314,7 +302,7 @@ def _gate(h, hidden, out, powers):  # type: ignore[no-untyped-def]
             row[j] = gate[j] / (_ONE + row[j]) * value[j]
 
 
-@_compiled
+@compiled
 def decode(tokens, rows, places, prefix, centred, inputs, gains, matrices, scales, turns, cache, scratch, logits):  # type: ignore[no-untyped-def]  # fmt: skip
     """Image ids int64 [Q] at int64 ``places`` of int64 ``rows`` -> logits [Q, V and more] of the places after them.
 
@@ -364,3 +352,7 @@ def decode(tokens, rows, places, prefix, centred, inputs, gains, matrices, scale
         if kind % 2 == 1:
             _add(x, added)
     return True
+
+
+PARTS = tuple(part for part in globals().values() if hasattr(part, "py_func"))
+"""Every compiled function here."""

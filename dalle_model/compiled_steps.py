@@ -3,9 +3,9 @@
 Axes: Q queries, L layers, R rows of the cache, H heads, D channels of a head, T positions, N image places, V codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ class CompiledSteps:
 
     Weights are float32 where kind is full and the runtime computes in float32, else 16-bit or, for int8, 8-bit integers
     with a float32 scale per output. Keys and values are of the same type, with a scale per position and head. All sums
-    are float32. With ``runtime.threads`` each thread computes some rows.
+    are float32. With ``runtime.threads`` each thread computes some rows. ``say`` is told when it is being compiled.
     """
 
-    def __init__(self, model: Dalle, runtime: Runtime, kind: str, rows: int) -> None:
+    def __init__(
+        self, model: Dalle, runtime: Runtime, kind: str, rows: int, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         from dalle_model import compiled_kernels
 
         self._kernels = compiled_kernels
@@ -54,6 +56,16 @@ class CompiledSteps:
         sizes = (config.dim, config.hidden, rows, spans * span, dim)
         self._scratch = [self._new_scratch(*sizes) for _ in range(threads)]
         self._threads = ThreadPoolExecutor(threads - 1, "decode") if threads > 1 else None
+        self._compile(f"drawing with {kind} weights", say)
+
+    def _compile(self, what: str, say: Callable[[str], None]) -> None:
+        """A first pass over one token: the row that it writes is read by nobody."""
+        from dalle_model.compiling import first_call
+
+        none = np.zeros(1, np.int64)
+        logits = np.empty((1, self._scales[-1].shape[-1]), np.float32)
+        arguments = self._arguments((none, none, none), self._scratch[0], logits)
+        first_call(self._kernels.decode, arguments, self._kernels.PARTS, say, what, "10 to 20 s")
 
     def _pack(self, model: Dalle) -> None:
         blocks = [block for block, _ in model.decoder_layers()]
@@ -151,11 +163,14 @@ class CompiledSteps:
         return all(known + [other.result() for other in others])
 
     def _decode(self, queries: tuple[Array, ...], scratch: tuple[Array, ...], logits: Array) -> bool:
-        known: bool = self._kernels.decode(
+        known: bool = self._kernels.decode(*self._arguments(queries, scratch, logits))
+        return known
+
+    def _arguments(self, queries: tuple[Array, ...], scratch: tuple[Array, ...], logits: Array) -> tuple[Any, ...]:
+        return (
             *queries, self._prefix, self._centred, self._inputs, self._gains, self._matrices, self._scales, self._turns,
             self._cache, scratch, logits
         )  # fmt: skip
-        return known
 
     def put(self, row: int, layers: Sequence[LayerCache]) -> None:
         """Take the positions 0..n-1 of every layer, keys and values [1, H, n, D], as a row."""

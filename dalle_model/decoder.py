@@ -60,8 +60,9 @@ class Decoder:
 
     rows: rows of the cache, None = the tile of the device. sizes: how many queries a step is computed with.
     costs_s: seconds of a step of each size, measured once, where several places of a row can be read at once.
-    steps: how passes are computed, None = compiled where that works. clock: seconds of this thread at work. Other programs' turns are not in them, and where torch computes with several
-    threads, each has an equal share.
+    steps: how passes are computed, None = compiled where that works. clock: seconds of this thread at work. Other
+    programs' turns are not in them, and where torch computes with several threads, each has an equal share. say: told
+    what takes long before the first picture.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Decoder:
         rows: int | None = None,
         steps: type[EagerSteps | CompiledSteps] | None = None,
         clock: Callable[[], float] = time.thread_time,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.model, self.runtime = model.to(runtime.device), runtime
         self.rows = rows or tile_rows(runtime.device)
@@ -79,7 +81,11 @@ class Decoder:
         self.prefix = shape.max_text_tokens + 1
         self._size = (len(model.blocks), config.heads, config.dim // config.heads)
         chosen = steps or (CompiledSteps if CompiledSteps.takes(model, runtime) else EagerSteps)
-        self.steps: Steps = chosen(model, runtime, weights, self.rows)
+        self.steps: Steps = (
+            CompiledSteps(model, runtime, weights, self.rows, say)
+            if chosen is CompiledSteps
+            else chosen(model, runtime, weights, self.rows)
+        )
         self._first = torch.zeros(self.rows, shape.image_vocab, device=runtime.device)
         self._held: list[Prefix | None] = [None] * self.rows
         self.sizes = self._equal_sizes()

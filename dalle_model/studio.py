@@ -44,19 +44,27 @@ class Candidate:
 
 
 class Studio:
-    """A complete model, its decoder packed once. ``sampler`` None: as stored with the model."""
+    """A complete model, its decoder packed once.
+
+    sampler: None = as stored with the model. say: told what takes long before the first picture.
+    """
 
     def __init__(
-        self, parts: TextToImage, runtime: Runtime | None = None, sampler: SamplerConfig | None = None
+        self,
+        parts: TextToImage,
+        runtime: Runtime | None = None,
+        sampler: SamplerConfig | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.parts, self.runtime, self.sampler = parts, runtime or Runtime(), sampler or parts.sampler
+        self._say = say
         self.words = CaptionTokenizer.from_json(parts.bpe)
         self.identity = parts.identity
 
     @cached_property
     def decoder(self) -> Decoder:
         """The packed transformer."""
-        return Decoder(self.parts.model.eval(), self.runtime, self.sampler.weights)
+        return Decoder(self.parts.model.eval(), self.runtime, self.sampler.weights, say=self._say)
 
     @property
     def image_px(self) -> int:

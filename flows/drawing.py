@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import os
+import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -58,7 +59,7 @@ def studio_of(ask: Ask, prompt: str = "") -> tuple[Studio, str]:
     if config.weights:
         sampler = sampler.model_copy(update={"weights": config.weights})
     runtime = resolve(DevicePolicy(device=ask.settings.device, threads=ask.settings.threads or os.cpu_count() or 1))
-    return Studio(parts, runtime, sampler), found.fingerprint
+    return Studio(parts, runtime, sampler, lambda text: print(text, file=sys.stderr)), found.fingerprint
 
 
 def picture_at(path: Path) -> UInt8:

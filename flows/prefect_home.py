@@ -21,11 +21,15 @@ def default_home() -> Path:
     """``PREFECT_HOME`` where it is set, else a folder of ours in the user's data folder."""
     if given := os.environ.get("PREFECT_HOME"):
         return Path(given).expanduser().absolute()
-    base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    home = base / "dalle" / "prefect"
-    with suppress(OSError):
-        home.mkdir(parents=True, exist_ok=True)
-    return home if os.access(home, os.W_OK) else Path(tempfile.gettempdir()) / f"dalle-prefect-{os.getuid()}"
+    home = Path(os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) / "dalle" / "prefect"
+    if home.is_absolute():  # a user without a home keeps the "~"
+        with suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+    return (
+        home
+        if home.is_absolute() and os.access(home, os.W_OK)
+        else Path(tempfile.gettempdir()) / f"dalle-prefect-{os.getuid()}"
+    )
 
 
 @dataclass
@@ -90,8 +94,9 @@ def announced_api(home: Path) -> str:
 
 def profile_api() -> str:
     """API address of the active Prefect profile; empty when it names none."""
-    folder = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH") or folder / "profiles.toml").expanduser()
+    # os.path.expanduser leaves the "~" of a user without a home, where Path.expanduser raises
+    folder = os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    path = Path(os.path.expanduser(os.environ.get("PREFECT_PROFILES_PATH") or f"{folder}/profiles.toml"))
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError):

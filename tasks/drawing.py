@@ -40,6 +40,7 @@ class Painter:
     fingerprint: str
     identity: str
     reads_prompts: bool = True
+    say: Callable[[str], None] = lambda text: None  # told what takes long before the first picture
 
     @property
     def max_text_tokens(self) -> int:
@@ -70,7 +71,7 @@ class Painter:
         while rows > least and rows * row > free_memory_bytes(self.runtime) // 2:
             rows //= 2
         preflight(self.runtime, rows * row, f"the keys and values of {rows} rows")
-        return Decoder(self.model, self.runtime, self.sampler.weights, rows)
+        return Decoder(self.model, self.runtime, self.sampler.weights, rows, say=self.say)
 
     def tokens(
         self, requests: Sequence[Request], batch_size: int, progress: Callable[[int, int], None] | None = None
@@ -101,4 +102,5 @@ def load_painter(job: Job, manifest: Manifest, sampler: SamplerChange, seed: int
         runtime=replace(job.runtime, seed=seed),
         fingerprint=manifest.fingerprint,
         identity=model_identity(model),
+        say=job.log,
     )

@@ -130,9 +130,9 @@ def _samples(job: Job, words: CaptionTokenizer, captions: list[str], config: Fit
     prompts = [captions[i] for i in spread(len(captions), _DRAWN)]
 
     def draw(network: nn.Module) -> bytes:
-        painter = Painter(
-            cast(Dalle, network), tokenizer.to(runtime.device), words, config.sampler, runtime, "live", "live"
-        )
+        sampler, network = config.sampler, cast(Dalle, network)
+        tokenizer.to(runtime.device)
+        painter = Painter(network, tokenizer, words, sampler, runtime, "live", "live", say=job.log)
         requests = [painter.request(prompt, seed=0, index=0) for prompt in prompts]
         pictures = to_uint8(painter.pictures(painter.tokens(requests, len(requests))))
         return contact_sheet(list(pictures), prompts, columns=4, px=128)

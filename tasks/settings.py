@@ -13,12 +13,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def _default_spool() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return (
-        Path(base) / "dalle" / "spool"
-        if os.access(Path(base).parent, os.W_OK)
-        else Path(tempfile.gettempdir()) / "dalle-spool"
-    )
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if base.is_absolute() and os.access(base.parent, os.W_OK):  # a user without a home keeps the "~"
+        return base / "dalle" / "spool"
+    return Path(tempfile.gettempdir()) / f"dalle-spool-{os.getuid()}"  # another user's could not be written
 
 
 class Settings(BaseSettings):

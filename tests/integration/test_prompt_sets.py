@@ -15,7 +15,7 @@ from dalle_model.errors import UsageError
 from flows.views import export_generations
 from tasks.settings import Settings
 from tasks.stages import GENERATE
-from tasks.step import StepResult
+from tasks.step import StepResult, run_step
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("steps_here")
@@ -69,6 +69,23 @@ def test_refused_prompts_are_rows_with_a_reason_and_the_policy_is_on_record(
     other = _draw(tiny_run, store, prompts_uri=prompts, policy_file=str(own), n=1)
     assert other.ref.fingerprint != result.ref.fingerprint
     assert [r["status"] for r in _rows(store, other)] == ["drawn"] * 3
+
+
+def test_the_log_of_a_step_says_when_its_passes_are_compiled(
+    tiny_run: TinyRun, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled they are in ``test_compiling``; here, who is told."""
+
+    def compiling(function: Any, arguments: Any, parts: Any, say: Any, what: str, takes: str) -> Any:
+        say(f"{what}: compiling, {takes}")
+        return function(*arguments)
+
+    monkeypatch.setattr("dalle_model.compiling.first_call", compiling)
+    said: list[dict[str, Any]] = []
+    section = GenerateConfig(prompts=("a heart",), n=1, weights="int8")
+    run_step(GENERATE, section, tiny_run.inputs("generate"), Settings(store=store.uri), said.append)
+    told = [event["text"] for event in said if event["event"] == "log"]
+    assert told == ["drawing with int8 weights: compiling, 10 to 20 s"]
 
 
 def test_a_grown_prompt_set_finds_the_pictures_that_are_there(tiny_run: TinyRun, store: Store, tmp_path: Path) -> None:

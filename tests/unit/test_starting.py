@@ -1,7 +1,9 @@
 """What the start of a process costs: of torch only what one rank needs is imported, and counting FLOPs is torch's count."""
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_model.flops import FlopCounter
+from flows.prefect_home import default_home, profile_api
+from tasks.settings import Settings
 
 # In a process of its own: other tests have imported all of it.
 TRAINING = """
@@ -42,6 +46,20 @@ def test_a_process_that_trains_alone_imports_neither_torchs_compiler_nor_what_sh
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == ""
+
+
+def test_a_user_without_a_home_works_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container with any user number: neither the environment nor the system knows a home."""
+    monkeypatch.setenv("HOME", "~")
+    monkeypatch.chdir(tmp_path)
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "PREFECT_HOME", "DALLE_SPOOL"):
+        monkeypatch.delenv(name, raising=False)
+    temporary = Path(tempfile.gettempdir())
+    assert Settings().spool == temporary / f"dalle-spool-{os.getuid()}"
+    assert default_home() == temporary / f"dalle-prefect-{os.getuid()}"
+    assert profile_api() == "" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("training", [True, False])
