@@ -231,7 +231,7 @@ def fit_generator(
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Prompts to draw.")] = None,
     prompts_uri: Annotated[
-        str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv or parquet.")
+        str, typer.Option("--prompts", metavar="URI", help="File of prompts: txt, jsonl, csv, tsv or parquet.")
     ] = "",
     model: Annotated[
         str, typer.Option("--model", metavar="REF", help="The model; a name is resolved once.")
@@ -239,8 +239,8 @@ def generate(
     own_captions: Annotated[
         int, typer.Option("--own-captions", min=0, help="So many captions of the model's own pairs, too.")
     ] = 0,
-    n: Annotated[int, typer.Option("--n", help="Pictures per prompt.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures per prompt.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed.")] = 0,
     best_of: Annotated[
         int,
         typer.Option(

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dalle_model.config import GenerateConfig
+from dalle_model.errors import UsageError
 from tasks.artifacts import fingerprint
 from tasks.prompts import Prompt
 
+MAX_PICTURES = 5_000_000  # of one batch: all of them are known before the first is drawn
 PIECE_VERSION = 1  # raised when the same piece would be drawn or stored differently
 
 
@@ -37,7 +39,15 @@ class Piece:
 
 
 def items_of(prompts: Sequence[Prompt], config: GenerateConfig) -> list[Item]:
-    """Every picture of a prompt list, prompt by prompt. One that several rows ask for is made once, with all their tags."""
+    """Every picture of a prompt list, prompt by prompt. One that several rows ask for is made once, with all their tags.
+
+    Raises UsageError when there are more than ``MAX_PICTURES``.
+    """
+    wanted = sum(config.n if p.n is None else p.n for p in prompts)
+    if wanted > MAX_PICTURES:
+        raise UsageError(
+            f"{len(prompts):,} prompts ask for {wanted:,} pictures, and a batch holds {MAX_PICTURES:,}; split the prompt set, or lower n"
+        )
     found: dict[tuple[str, str, int, int], Item] = {}
     for p in prompts:
         seed = config.seed if p.seed is None else p.seed

@@ -64,6 +64,12 @@ class EvaluateConfig(Section):
     )
 
 
+MAX_N = 10_000
+"""Pictures of one prompt, at most."""
+MAX_SEED = 2**63 - 1
+"""What a column of 64 bits holds."""
+
+
 class GenerateConfig(Section):
     """Generate: a list of prompts to pictures."""
 
@@ -80,12 +86,15 @@ class GenerateConfig(Section):
     n: int = Field(
         4,
         ge=1,
-        le=10_000,
+        le=MAX_N,
         title="Pictures per prompt",
         description="How often each prompt is drawn, each time with a seed of its own.",
     )
     seed: int = Field(
-        0, ge=0, description="Root seed; each picture's own seed derives from (model, prompt, seed, index)."
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Root seed; each picture's own seed derives from (model, prompt, seed, index).",
     )
     batch_size: int = Field(
         0,
