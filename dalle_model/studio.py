@@ -18,6 +18,7 @@ from dalle_model.config import SamplerConfig
 from dalle_model.decoder import Decoder
 from dalle_model.errors import UsageError
 from dalle_model.images import square
+from dalle_model.records import normalise_caption
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw_with, picture_key
 from dalle_model.text_to_image import TextToImage
@@ -94,6 +95,10 @@ class Studio:
         """Image tokens of pictures ``first``..first + n - 1 of a prompt, uint16 [n, N], all beginning with ``given``."""
         if n < 1:
             raise UsageError(f"n is {n}; ask for at least 1 picture")
+        prompt, negative = (
+            normalise_caption(prompt),
+            normalise_caption(negative),
+        )  # as in batches: one text, one picture
         name = prompt + (f"\0{negative}" if negative else "")
         if given:
             name += "\0" + hashlib.sha256(np.array(given, np.uint16).tobytes()).hexdigest()

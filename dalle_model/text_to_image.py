@@ -25,6 +25,7 @@ from dalle_model.errors import DataError, UsageError
 from dalle_model.identity import model_identity
 from dalle_model.model_card import CardFacts, render_card
 from dalle_model.pretrained import FILES, Hub, locate, push, read_files, write_files
+from dalle_model.records import normalise_caption
 from dalle_model.runtime import Runtime
 from dalle_model.sampling import Request, draw, picture_key
 from dalle_model.token_batches import pad_text
@@ -124,7 +125,7 @@ class TextToImage:
         limit = self.model.shape.max_text_tokens
         requests = [
             Request(tuple(words.encode(prompt)[:limit]), picture_key(identity, prompt, seed, index))
-            for prompt in prompts
+            for prompt in map(normalise_caption, prompts)
             for index in range(n)
         ]
         tokens = draw(self.model, requests, sampler or self.sampler, runtime, batch_size)
@@ -190,7 +191,8 @@ class TextToImage:
             raise UsageError(f"n is {n}; ask for at least 1 text per prompt")
         words, identity = CaptionTokenizer.from_json(self.bpe), self.identity
         begun = [words.encode(prompt) for prompt in prompts for _ in range(n)]
-        keys = [picture_key(identity, prompt, seed, index) for prompt in prompts for index in range(n)]
+        plain = map(normalise_caption, prompts)
+        keys = [picture_key(identity, prompt, seed, index) for prompt in plain for index in range(n)]
         ids = continue_captions(self.model, begun, runtime or Runtime(), sampler or SamplerConfig(), keys)
         texts = [words.decode(row) for row in ids.tolist()]
         return [texts[i : i + n] for i in range(0, len(texts), n)]

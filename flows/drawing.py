@@ -3,7 +3,6 @@
 import importlib.metadata
 import io
 import json
-import os
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dalle_model.errors import SourceError, UsageError
+from dalle_model.decoding import DecodeSettings, Refused, decode
+from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.explaining import explain, heat
-from dalle_model.images import decode_rgb
+from dalle_model.images import decode_rgb, square
+from dalle_model.records import normalise_caption
 from dalle_model.sheets import contact_sheet
 from dalle_model.studio import Studio, scorer_of
 from flows.commands import latest, preset_config
@@ -30,6 +31,8 @@ from tasks.step import input_ref, open_store
 
 Result = tuple[dict[str, Any], list[str]]
 UInt8 = NDArray[np.uint8]
+# what a camera or a scanner gives; read as ingest reads it, large enough for the square that a model sees
+_READ = DecodeSettings(image_px=4096, max_bytes=500_000_000, max_mpx=200, max_side_px=65_535, max_aspect=200)
 
 
 @dataclass(frozen=True)
@@ -44,29 +47,52 @@ class Ask:
     sets: tuple[str, ...] = ()
 
 
-def studio_of(ask: Ask, prompt: str = "") -> tuple[Studio, str]:
+def studio_of(ask: Ask, prompt: str | None = None) -> tuple[Studio, str]:
     """The model of the store, ready; and its fingerprint. ``--set generate.sampler...`` changes the sampler.
 
-    UsageError for a prompt that the policy of ``generate`` does not draw.
+    UsageError for a prompt that the policy of ``generate`` does not draw. Device, type and threads are those of a step,
+    so that pictures are those of ``dalle generate``.
     """
-    store = open_store(ask.settings)
-    found = latest(ask.settings, "model") if ask.model == "latest" else input_ref(ask.settings, ask.model, "model")
+    settings = ask.settings
+    store = open_store(settings)
+    found = latest(settings, "model") if ask.model == "latest" else input_ref(settings, ask.model, "model")
     parts = text_to_image(store, store.resolve(found.fingerprint))
     config = preset_config("quickstart", list(ask.sets)).generate
-    if prompt and (refusal := prompt_policy(config, ask.settings).judge(prompt)):
+    if prompt is not None and (refusal := prompt_policy(config, settings).judge(prompt)):
         raise UsageError(f"the prompt is not drawn: {refusal.reason}")
     sampler = config.sampler.over(parts.sampler)
     if config.weights:
         sampler = sampler.model_copy(update={"weights": config.weights})
-    runtime = resolve(DevicePolicy(device=ask.settings.device, threads=ask.settings.threads or os.cpu_count() or 1))
+    runtime = resolve(DevicePolicy(settings.device, settings.dtype, settings.num_threads, settings.memory_fraction))
     return Studio(parts, runtime, sampler, lambda text: print(text, file=sys.stderr)), found.fingerprint
 
 
 def picture_at(path: Path) -> UInt8:
-    """A picture file, uint8 [H, W, 3]. SourceError when it is not there, DataError when it cannot be read."""
+    """A picture file of any kind that ingest reads, upright, in sRGB and on white, uint8 [H, W, 3].
+
+    SourceError when it is not there, DataError when it cannot be read.
+    """
     if not path.is_file():
-        raise SourceError(f"{path} is not a file; give a picture (PNG, JPEG, WebP, ...)")
-    return decode_rgb(path.read_bytes())
+        raise SourceError(f"{path} is not a file; give a picture (PNG, JPEG, WebP, GIF, TIFF or BMP)")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    read = decode(data, _READ)
+    if isinstance(read, Refused):
+        raise DataError(f"{path} cannot be read ({read.reason.replace('_', ' ')}): {read.detail}")
+    return decode_rgb(read.image)
+
+
+def mask_at(path: Path, px: int) -> NDArray[np.bool_]:
+    """The square middle of a mask file, as pictures are cut, bool [px, px]: what is white or transparent.
+
+    A place of which any part is marked is marked, however thin the line.
+    """
+    image = picture_at(path)
+    marked = square(image, min(image.shape[:2])).mean(2) >= 128
+    shares = Image.fromarray(marked.astype(np.float32)).resize((px, px), Image.Resampling.BOX)
+    return np.asarray(shares) > 0
 
 
 def _png(picture: UInt8) -> bytes:
@@ -98,13 +124,9 @@ def _written(
 def complete(ask: Ask, image: Path, prompt: str, keep: float, mask: Path | None) -> Result:
     """Finish a picture whose top is given."""
     prepare_folder(ask.out)
-    shown = picture_at(image)
-    drawn_anew = None
+    shown, prompt = picture_at(image), normalise_caption(prompt)
     studio, fingerprint = studio_of(ask, prompt)
-    if mask is not None:
-        side = studio.image_px
-        marked = Image.fromarray(picture_at(mask)).convert("L").resize((side, side), Image.Resampling.NEAREST)
-        drawn_anew = np.asarray(marked) >= 128
+    drawn_anew = None if mask is None else mask_at(mask, studio.image_px)
     made = studio.complete(shown, prompt, keep, ask.n, ask.seed, drawn_anew)
     payload = {"model": fingerprint, "prompt": prompt, "image": str(image), "keep": keep}
     return _written(ask, studio, slug(prompt), made, [prompt] * len(made), payload)
@@ -113,8 +135,8 @@ def complete(ask: Ask, image: Path, prompt: str, keep: float, mask: Path | None)
 def vary(ask: Ask, image: Path, prompt: str, strength: float) -> Result:
     """Variations of a picture."""
     prepare_folder(ask.out)
-    shown = picture_at(image)
-    studio, fingerprint = studio_of(ask, prompt)
+    shown, prompt = picture_at(image), normalise_caption(prompt)
+    studio, fingerprint = studio_of(ask, prompt or None)
     made, words = studio.vary(shown, ask.n, strength, prompt, ask.seed)
     payload = {"model": fingerprint, "prompt": words, "image": str(image), "strength": strength}
     return _written(ask, studio, slug(image.stem), made, [words] * len(made), payload)
@@ -122,8 +144,6 @@ def vary(ask: Ask, image: Path, prompt: str, strength: float) -> Result:
 
 def caption(ask: Ask, images: list[Path]) -> Result:
     """The model's words for picture files."""
-    from dalle_model.images import square
-
     pictures = [picture_at(path) for path in images]
     studio, fingerprint = studio_of(ask)
     words = studio.caption(np.stack([square(p, studio.image_px) for p in pictures]))
@@ -147,6 +167,7 @@ def continue_text(ask: Ask, text: str, language_model: str, expand: bool) -> Res
 def best_of(ask: Ask, prompt: str, candidates: int, clip: str) -> Result:
     """The best n of many pictures of a prompt, by the model's own p(prompt | picture) or by CLIP."""
     prepare_folder(ask.out)
+    prompt = normalise_caption(prompt)
     studio, fingerprint = studio_of(ask, prompt)
     made, scores, indices = studio.best_of(prompt, candidates, ask.n, ask.seed, scorer_of(studio, clip))
     labels = [f"{s:.3f}" for s in scores]
@@ -160,6 +181,7 @@ def best_of(ask: Ask, prompt: str, candidates: int, clip: str) -> Result:
 def loop(ask: Ask, prompt: str, keep: int, rounds: int, threshold: float) -> Result:
     """Prompt, pictures, the model's own words, consistency: keep, resample or flag."""
     prepare_folder(ask.out)
+    prompt = normalise_caption(prompt)
     studio, fingerprint = studio_of(ask, prompt)
     found = studio.loop(prompt, ask.n, keep, rounds, threshold, ask.seed)
     rows = [
@@ -173,7 +195,8 @@ def loop(ask: Ask, prompt: str, keep: int, rounds: int, threshold: float) -> Res
 
 def explained(ask: Ask, prompt: str, px: int = 192) -> Result:
     """Pictures of a prompt, each with a sheet: where each word was looked at, and which tokens surprised the model."""
-    if not prompt.split():
+    prompt = normalise_caption(prompt)
+    if not prompt:
         raise UsageError("the prompt is empty; there is no word to explain")
     prepare_folder(ask.out)
     studio, fingerprint = studio_of(ask, prompt)

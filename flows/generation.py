@@ -32,14 +32,14 @@ def generate(
         model: Reference of the model: fingerprint, unique prefix, manifest URI or name. A name is resolved once, when the run starts.
         config: Prompts, pictures per prompt, seed and sampler.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
-        window_minutes: Length of a schedule's time window, minutes, 0 = none. A scheduled run that starts after its window is over is skipped: the run of the present window does its work. Runs by hand are not affected.
+        window_minutes: Length of a schedule's time window, minutes, 0 = none. A scheduled run that starts so much later than it was due is skipped: the next run does its work. Runs by hand are not affected.
         fresh: Scheduled runs draw new pictures in every window (seed = root seed + number of the window); off = a prompt that was drawn is not drawn again. Needs window_minutes.
     """
     window = _window(window_minutes)
     if window and window.behind:
         return Completed(
             name="Coalesced",
-            message=f"nothing drawn: this run's window of {window_minutes} minutes ended {window.behind} windows ago; the run of the present one draws the same prompts",
+            message=f"nothing drawn: this run is {window.behind} windows of {window_minutes} minutes late; the run of a later one draws the same prompts",
         )
     if window and fresh:
         config = config.model_copy(update={"seed": config.seed + window.number})

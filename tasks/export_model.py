@@ -23,9 +23,13 @@ _MAX_BYTES = 1 << 40
 
 
 def text_to_image(store: Store, manifest: Manifest) -> TextToImage:
-    """The complete model of an artifact. DataError for an artifact of another kind."""
+    """The complete model of an artifact. DataError for an artifact of another kind, and for a generator without prompts."""
     if manifest.kind != "model":
         raise DataError(f"{manifest.step} {manifest.fingerprint[:12]} is of kind {manifest.kind}, not a model")
+    if not manifest.objects_of("bpe"):
+        raise DataError(
+            f"model {manifest.fingerprint[:12]} of stage {manifest.step} reads no prompts: it can be generated from and evaluated, no more; name a model of stage fit (`dalle ls --kind model` shows them)"
+        )
     read = {role: store.read(manifest.object_of(role)) for role in ("weights", "config", "sampler", "bpe")}
     tokenizer = (store.read(manifest.object_of(f"tokenizer.{role}")) for role in ("weights", "config"))
     CaptionTokenizer.from_json(read["bpe"])

@@ -1,11 +1,13 @@
 """The commands for one picture at a time, on the model of the tiny run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.tiny import TinyRun
 
@@ -44,6 +46,16 @@ def test_complete_keeps_the_top_by_share_and_by_mask(ask: Ask, tmp_path: Path) -
     Image.fromarray(mask).save(tmp_path / "mask.png")
     checked(ask, drawing.complete(ask, given, "a red heart", 0.9, tmp_path / "mask.png"), names)
     assert [(ask.out / name).read_bytes() for name in names] == by_share
+
+
+def test_commands_compute_as_a_step_does_and_refuse_an_empty_prompt(ask: Ask) -> None:
+    """Equal pictures are promised for equal types and threads; both were chosen anew here."""
+    settings = ask.settings.model_copy(update={"dtype": "bfloat16", "threads": 2})
+    runtime = drawing.studio_of(replace(ask, settings=settings), "a heart")[0].runtime
+    torch.set_num_threads(1)
+    assert (runtime.dtype, runtime.threads) == (torch.bfloat16, 2)
+    with pytest.raises(UsageError, match="no prompt"):
+        drawing.best_of(ask, " \u200b", 2, "")
 
 
 def test_vary_draws_what_the_prompt_says(ask: Ask, tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_a_completed_picture_begins_with_the_tokens_of_the_given_one() -> None:
     assert np.array_equal(s.complete(picture(), "red heart", keep=6 / 16, n=1)[0], made[0])
 
 
+def test_one_text_is_one_picture_however_it_is_written() -> None:
+    """In batches prompts are NFC with single spaces; here and in Python they were taken as they came."""
+    s = studio()
+    wanted = s.draw("red h\u00e9art")
+    assert np.array_equal(s.draw(" red  he\u0301art\n"), wanted)
+    plain = s.parts.draw(["red h\u00e9art"])
+    assert np.array_equal(s.parts.draw(["red\u200b he\u0301art "]), plain)
+
+
 def test_a_mask_keeps_what_comes_before_it_and_must_end_at_the_raster_tail() -> None:
     mask = np.zeros((16, 16), dtype=bool)
     mask[7:, :] = True  # one line of pixels reaches into the second row of tokens

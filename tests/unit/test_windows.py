@@ -1,6 +1,7 @@
 """Which time window a scheduled run belongs to."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -29,3 +30,18 @@ def test_the_same_moment_is_the_same_window_in_every_time_zone() -> None:
 
 def test_a_run_before_its_time_is_not_stale() -> None:
     assert window_of(NOON + timedelta(minutes=90), NOON, 60) == Window(int(NOON.timestamp()) // 3600 + 1, 0)
+
+
+@pytest.mark.parametrize("minute", [0, 7, 59])
+def test_a_run_that_is_a_little_late_draws_wherever_in_the_hour_it_was_due(minute: int) -> None:
+    """A schedule at 59 minutes past never drew where its runs began a minute late."""
+    due = NOON + timedelta(minutes=minute)
+    assert window_of(due, due + timedelta(minutes=5), 60).behind == 0
+    assert window_of(due, due + timedelta(minutes=60), 60).behind == 1
+
+
+def test_a_daily_run_is_not_over_because_the_clocks_are_set_back() -> None:
+    """At 01:30 in Berlin, 25 hours lie between two runs in October: the one before is over when the next is due."""
+    due = datetime(2026, 10, 25, 1, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    late = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
+    assert window_of(due.astimezone(UTC), late.astimezone(UTC), 24 * 60).behind == 0
