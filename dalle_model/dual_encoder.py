@@ -27,7 +27,7 @@ from dalle_model.objectives import Batch, Loss, Objective
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, pad_text
 
-DUAL_ENCODER_VERSION = 1
+DUAL_ENCODER_VERSION = 2
 """Rises whenever the network, its data or its training changes."""
 
 PX = 32

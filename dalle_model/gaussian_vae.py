@@ -40,11 +40,14 @@ class GaussianVae(nn.Module):
         return out.float()
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] and standard normal noise [B, latent_dim] -> (maps, KL to the prior over the values of a picture [B])."""
+        """As ``through``, the KL weighted and over the number of a picture's values."""
+        maps, kl = self.through(images, noise)
+        return maps, self.config.kl_weight * kl / images[0].numel()
+
+    def through(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] and standard normal noise [B, latent_dim] -> (maps, KL to the prior in nats [B])."""
         mean, log_var = self.encode(images)
-        latents = mean + noise * torch.exp(0.5 * log_var)
-        penalty = self.config.kl_weight * kl_to_standard(mean, log_var) / images[0].numel()
-        return self.maps(latents), penalty
+        return self.maps(mean + noise * torch.exp(0.5 * log_var)), kl_to_standard(mean, log_var)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

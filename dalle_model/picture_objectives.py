@@ -149,7 +149,8 @@ class AutoencoderObjective(_PictureObjective):
         per_picture = rebuilt + penalties
         terms |= {"loss": per_picture, "penalty": penalties}
         total = per_picture
-        if self.critic is not None and step >= self.critic_from:
+        # without gradients, as where products are counted, there is nothing to weigh them by
+        if self.critic is not None and step >= self.critic_from and torch.is_grad_enabled():
             gradient, weight, verdict = self._with_critic(maps, made, rebuilt)
             # the network's gradient is what matters here: it is the same as that of the weighted sum of losses
             total = (maps * gradient).flatten(1).sum(1) + penalties

@@ -97,10 +97,11 @@ def draw_with(
 
     batch_size: at most so many pictures at once, 0 = as many as the decoder has rows; without effect on the pictures.
     progress: called with (done, total). Raises DataError when a prompt is longer than the model's text or more of a
-    picture is given than it has, UsageError for a negative prompt without guidance, or guidance with a decoder of one row.
+    picture is given than it has, UsageError for a negative prompt without guidance, guidance that never acts, or with a decoder of one row.
     """
     decoder.model.require("text_to_image")
     shape = decoder.model.shape
+    check_sampler(sampler, shape)
     _check(requests, sampler, shape)
     rows_each = 1 if sampler.guidance == 1.0 else 2
     if decoder.rows < rows_each:
@@ -120,6 +121,15 @@ def draw_with(
         if progress:
             progress(done, len(requests))
     return out
+
+
+def check_sampler(sampler: SamplerConfig, shape: DalleShape) -> None:
+    """UsageError for guidance that begins behind the last image token: every picture would be drawn without it."""
+    if sampler.guidance != 1.0 and sampler.guidance_from >= shape.num_image_tokens:
+        raise UsageError(
+            f"guidance_from {sampler.guidance_from} is behind the {shape.num_image_tokens} image tokens of a picture, so "
+            f"guidance {sampler.guidance:g} would never act; set sampler.guidance_from below {shape.num_image_tokens}"
+        )
 
 
 def _check(requests: Sequence[Request], sampler: SamplerConfig, shape: DalleShape) -> None:

@@ -90,6 +90,9 @@ def load_painter(job: Job, manifest: Manifest, sampler: SamplerChange, seed: int
     drawn_with: kind of weights (full, int8), which the painter's sampler then records; empty = as the sampler says.
     """
     if manifest.step == unprompted.STEP:
+        given = [f"sampler.{name}" for name in sampler.model_dump(exclude_none=True)] + ["weights"] * bool(drawn_with)
+        if given:
+            job.log(f"model {manifest.fingerprint[:12]} draws no tokens, so {', '.join(given)} have no effect on it")
         return cast(Painter, unprompted.load_unprompted(job, manifest, seed))  # the same calls
     weights, config = (job.read(manifest.object_of(role)) for role in ("weights", "config"))
     stored = SamplerConfig.model_validate(json.loads(job.read(manifest.object_of("sampler"))))

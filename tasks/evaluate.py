@@ -157,7 +157,7 @@ def _judge(job: Job, subject: Subject, watch: Stopwatch) -> tuple[Judge | None, 
     if not job.config.judge_steps:
         return None, ()
     with watch.networks():
-        return trained_judge(job, subject.curated, subject.training)
+        return trained_judge(job, subject.curated, subject.training.rows)
 
 
 def _findings(job: Job, subject: Subject) -> Findings:

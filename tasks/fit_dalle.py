@@ -17,6 +17,7 @@ from dalle_model.errors import DataError
 from dalle_model.images import to_uint8
 from dalle_model.objectives import BpeDropout, validation_losses
 from dalle_model.runtime import Runtime
+from dalle_model.sampling import check_sampler
 from dalle_model.sheets import contact_sheet
 from dalle_model.text_objective import text_loss, transformer_objective
 from dalle_model.token_batches import TokenRows, pad_text
@@ -81,6 +82,7 @@ def work(job: Job) -> Outcome:
         raise DataError(
             "the split `train` of the tokens is empty; lower valid_share, test_share or the holdout and curate again"
         )
+    check_sampler(config.sampler, shape)  # now, and not after hours, when the first picture is drawn
     with training_runtime(job, config.train.optim.seed) as runtime:
         model = build_dalle(config.model, shape, runtime.generator(_INIT))
         model.directions = config.train.directions

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import torch
 
 from dalle_model.captions import CaptionTokenizer, train_bpe
 from dalle_model.config import OptimConfig
 from dalle_model.dual_encoder import (
     DUAL_ENCODER_VERSION,
+    PX,
     VOCAB,
     ContrastiveObjective,
     Judge,
@@ -20,7 +22,7 @@ from dalle_model.dual_encoder import (
 from dalle_model.errors import CommitConflict
 from tasks.artifacts import Manifest, ObjectRef, Part, fingerprint
 from tasks.job import Job
-from tasks.pictures import PictureSet
+from tasks.pictures import PictureSet, load_pictures
 from tasks.training import train
 
 ROLES = ("judge.weights", "judge.bpe")
@@ -29,8 +31,9 @@ _PIECE = 1024
 _CHECKPOINT_EVERY = 100  # updates; a third of a shorter training, so that a kill never costs all of it
 
 
-def trained_judge(job: Job, curated: Manifest, training: PictureSet) -> tuple[Judge, tuple[ObjectRef, ...]]:
-    """The judge and its objects. Its receipt hangs on the curated data alone, so two models are judged by the same one.
+def trained_judge(job: Job, curated: Manifest, rows: pa.Table) -> tuple[Judge, tuple[ObjectRef, ...]]:
+    """The judge and its objects, trained on curated ``rows``. Its receipt hangs on the curated data alone, so two models
+    are judged by the same one: its pictures are read at its own size, not at that of the model that is judged.
 
     Killed, the training goes on from its checkpoint, which belongs to this evaluation.
     """
@@ -38,7 +41,7 @@ def trained_judge(job: Job, curated: Manifest, training: PictureSet) -> tuple[Ju
     shared = fingerprint("dual-encoder", DUAL_ENCODER_VERSION, config, {"curated": curated.fingerprint})
     found = _found(job, shared)
     if found is None:
-        objects = _train(job, training, shared)
+        objects = _train(job, load_pictures(job, curated, rows, PX, "judge"), shared)
         try:
             job.store.commit_part(shared, 0, Part(objects=objects))
         except CommitConflict:  # trained elsewhere meanwhile, on another device: the first one counts

@@ -1,11 +1,13 @@
 """Knobs of the optimizer, of the image tokenizers and of what is encoded with them."""
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dalle_model.config.base import Section
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
@@ -21,7 +23,7 @@ class OptimConfig(Section):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: matrices by Muon, the rest by AdamW.")
     lr: float = Field(1e-3, gt=0, le=1, description="Peak step size of AdamW.")
     muon_lr: float = Field(0.02, gt=0, le=1, description="Peak step size of Muon's matrices; without effect for adamw.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[_Decay, _Decay] = Field(
         (0.9, 0.96), description="AdamW's decay rates; the paper's transformer uses 0.9, 0.96."
     )
     weight_decay: float = Field(
@@ -188,6 +190,8 @@ class TokenizerConfig(Section):
             raise ValueError(f"the vocabulary has {self.vocab_size} codes; tokens are uint16, so at most 65536")
         if min(self.fsq_levels, default=2) < 2:
             raise ValueError(f"fsq_levels {self.fsq_levels}: each needs at least 2 levels")
+        if self.kind == "fsq" and not self.fsq_levels:
+            raise ValueError("fsq_levels () gives a single code; name one dimension at least, e.g. [8, 8, 8]")
         return self
 
     @model_validator(mode="after")

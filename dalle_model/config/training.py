@@ -79,6 +79,12 @@ class TrainConfig(Section):
         description="text_to_image: captions and pictures. text: captions alone, a GPT; pictures can be learnt later from its weights (`--init-from`).",
     )
 
+    @model_validator(mode="after")
+    def _pictures_count(self) -> Self:
+        if self.text_loss_share == 1 and self.objective == "text_to_image":
+            raise ValueError("text_loss_share 1 leaves pictures untrained; lower it, or set objective text")
+        return self
+
     @property
     def directions(self) -> tuple[str, ...]:
         """What a model trained so can do; stored with its weights."""

@@ -281,6 +281,11 @@ def _refuse_empty(selection: Selection, config: CurateConfig) -> None:
     splits = selection.splits()
     if not splits["train"]:
         others = ", ".join(f"{count} {name}" for name, count in splits.items() if count)
+        folds = (
+            f", take another curate.fold than {config.fold} or more than {config.folds} curate.folds"
+            if config.folds
+            else ""
+        )
         raise DataError(
-            f"no training pair is left of {int(selection.kept.sum())} kept ones ({others}); lower curate.valid_share ({config.valid_share:g}) or test_share ({config.test_share:g}), narrow curate.holdout_pattern, or bring more pairs"
+            f"no training pair is left of {int(selection.kept.sum())} kept ones ({others}); lower curate.valid_share ({config.valid_share:g}) or test_share ({config.test_share:g}){folds}, narrow curate.holdout_pattern, or bring more pairs"
         )

@@ -16,6 +16,7 @@ from dalle_model.tokenizers.dvae import DvaeBlock, DvaeTokenizer, map_pixels
 LOGIT_DEVIATION = 2.0
 """Nats between places: argmax codes are then of many kinds, and the noise (1.28) does not hide them."""
 
+_LEAST_SPREAD = 1e-4  # of a channel's largest value; what sums in float32 round off lies below
 _FIRST_MAPS = 0.3  # of the last convolution's initial weights: the first pictures are grey, no saturated colours
 
 
@@ -50,8 +51,13 @@ def _scale(conv: nn.Conv2d, forward: Callable[[], Tensor], deviation: float) -> 
     hook = conv.register_forward_hook(lambda _, __, out: seen.append(out))
     forward()
     hook.remove()
-    spread, mean = torch.std_mean(seen[0].float(), dim=(0, 2, 3))
-    factor = deviation / spread.clamp(min=1e-6)
+    out = seen[0].float()
+    if out.numel() == out.shape[1]:  # one place of one picture
+        return
+    spread, mean = torch.std_mean(out, dim=(0, 2, 3))
+    # a channel that is the same everywhere has no scale: its rounding errors are not to be made large
+    told = spread > _LEAST_SPREAD * out.abs().amax((0, 2, 3)).clamp(min=_LEAST_SPREAD)
+    factor = torch.where(told, deviation / spread, torch.ones_like(spread))
     conv.weight.mul_(factor.view(-1, 1, 1, 1))
     assert conv.bias is not None
     conv.bias.copy_((conv.bias - mean) * factor)

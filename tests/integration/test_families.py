@@ -13,7 +13,7 @@ from PIL import Image
 from support.processes import Driver
 from support.tiny import TinyRun, quietly, tiny_config
 
-from dalle_model.config import PipelineConfig
+from dalle_model.config import PipelineConfig, SamplerChange
 from dalle_model.errors import DataError
 from dalle_model.images import to_uint8
 from dalle_model.runtime import Runtime
@@ -72,7 +72,7 @@ def test_pictures_do_not_depend_on_how_many_are_drawn_with_them(family: Family) 
     assert len(rows) == 6 and {r["status"] for r in rows} == {"drawn"}
     assert all(r["image_tokens"] == [] for r in rows)
     assert len({r["image"] for r in rows}) == 6
-    painter = load_painter(_FakeJob(family), family.manifest("fit-generator"), None, 0)  # type: ignore[arg-type]
+    painter = load_painter(_FakeJob(family), family.manifest("fit-generator"), SamplerChange(), 0)  # type: ignore[arg-type]
     alone = to_uint8(painter.pictures(painter.tokens([painter.request("", 0, 2)], 1)))[0]
     same = next(r for r in rows if r["prompt"] == "" and r["index"] == 2)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(same["image"]))), alone)
@@ -112,7 +112,7 @@ def test_killed_training_of_two_networks_goes_on_to_the_same_bytes(
 
 
 def test_a_call_that_needs_a_transformer_says_so(family: Family) -> None:
-    painter = load_painter(_FakeJob(family), family.manifest("fit-generator"), None, 0)  # type: ignore[arg-type]
+    painter = load_painter(_FakeJob(family), family.manifest("fit-generator"), SamplerChange(), 0)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="has no image tokenizer"):
         _ = painter.tokenizer
     assert painter.words.encode("anything") == [] and not painter.reads_prompts

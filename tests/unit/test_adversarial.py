@@ -19,7 +19,7 @@ from dalle_model.tokenizers.autoencoder import pictures_of
 from dalle_model.tokenizers.critic import adaptive_weight, hinge_critic, hinge_maker, last_layer_norms
 from dalle_model.tokenizers.registry import build_tokenizer
 from dalle_model.training import fit
-from dalle_model.unprompted import collapse
+from dalle_model.unprompted import bits_per_pixel_bound, collapse
 
 KINDS = ("critic", "likelihood", "vae", "gan", "steady gan")
 STEADY = {"upsampling": "resize", "critic_norm": "spectral", "critic_loss": "hinge", "critic_shift": 0.125}
@@ -85,6 +85,12 @@ def test_resumed_run_of_two_networks_equals_the_undisturbed_one(kind: str) -> No
     if kind != "vae":
         assert [("critic_loss" in point) for point in expected.curve][-1]
         assert straight.critic is not None and all(p.requires_grad for p in straight.critic.parameters())
+
+
+def test_products_are_counted_where_the_critic_judges_from_the_first_update_on() -> None:
+    late, early = (objective_of("critic", optim_of(), Runtime()) for _ in range(2))
+    early.critic_from = 0
+    assert early.flops_per_row() == late.flops_per_row() > 0
 
 
 @pytest.mark.parametrize("kind", ["critic", "likelihood", "vae"])
@@ -254,6 +260,26 @@ def test_vae_learns_and_its_loss_is_a_bound_per_value() -> None:
     images = torch.from_numpy(pictures()).float() / 255
     mean, _ = vae.encode(images)
     assert vae.decode(mean).shape == images.shape and vae.draw(torch.randn(2, 8)).shape == (2, 3, 16, 16)
+
+
+def test_bound_of_the_likelihood_has_the_whole_kl_whatever_its_weight_in_training() -> None:
+    bounds = []
+    for weight in (1.0, 0.0, 0.1):
+        torch.manual_seed(0)
+        config = GeneratorConfig(kind="vae", image_px=16, width=8, latent_dim=8, kl_weight=weight)
+        bounds.append(bits_per_pixel_bound(GaussianVae(config), pictures().transpose(0, 2, 3, 1), Runtime()))
+    assert bounds == pytest.approx([bounds[0]] * 3)
+    torch.manual_seed(0)
+    network = GaussianVae(config)  # a posterior far from the prior: its KL is 0.5 x 8 x 5² nats of 16² pixels
+    with torch.no_grad():
+        network.to_latent.weight.zero_()
+        network.to_latent.bias.copy_(torch.tensor([5.0] * 8 + [0.0] * 8))
+        network.from_latent.weight.zero_()
+    far = bits_per_pixel_bound(network, pictures().transpose(0, 2, 3, 1), Runtime())
+    with torch.no_grad():
+        network.to_latent.bias.zero_()
+    near = bits_per_pixel_bound(network, pictures().transpose(0, 2, 3, 1), Runtime())
+    assert far - near == pytest.approx(0.5 * 8 * 25 / math.log(2) / 256, rel=1e-4)
 
 
 def test_vae_no_better_than_the_mean_picture_is_told_with_value_limit_and_remedy() -> None:

@@ -182,6 +182,8 @@ def test_nothing_left_names_the_reason_and_the_threshold(dirty: tuple[Data, Mani
         DataError, match=r"no training pair is left of 3 kept ones \(3 valid\); lower curate\.valid_share \(0\.99\)"
     ):
         data.curate(CurateConfig(valid_share=0.99), pairs)
+    with pytest.raises(DataError, match=r"take another curate\.fold than 0 or more than 2 curate\.folds"):
+        data.curate(CurateConfig(valid_share=0.99, folds=2), pairs)
     with pytest.raises(UsageError, match="no regular expression"):
         data.curate(CurateConfig(holdout_pattern="("), pairs)
 

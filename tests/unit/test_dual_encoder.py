@@ -1,12 +1,17 @@
 """The judge of words and pictures: it learns what words mean, is the same in every run, and knows its rivals."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+import tasks.judge
 from dalle_model.captions import CaptionTokenizer, train_bpe
-from dalle_model.config import OptimConfig
+from dalle_model.config import EvaluateConfig, OptimConfig
 from dalle_model.dual_encoder import (
+    PX,
     ContrastiveObjective,
     build_dual_encoder,
     caption_ids,
@@ -20,6 +25,7 @@ from dalle_model.errors import DataError
 from dalle_model.runtime import Runtime
 from dalle_model.scenes import COLOURS, SHAPES, Thing, render
 from dalle_model.training import fit
+from tasks.artifacts import ObjectRef, Part
 
 WORDS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
@@ -62,6 +68,25 @@ def test_the_same_data_makes_the_same_judge_and_others_another_hash(judge) -> No
     assert len(digests) == 2 and judge.digest not in digests
     with pytest.raises(DataError, match="evaluate again"):
         judge_from_bytes(first[0][:-9], first[1], Runtime())
+
+
+def test_its_pictures_have_its_own_size_whatever_model_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models of other picture sizes share the judge of their data: which is evaluated first must not count."""
+    kept: dict[int, Part] = {}
+    read: list[int] = []
+    made = (ObjectRef(key="w", sha256="0" * 64, bytes=1, role=tasks.judge.ROLES[0]), ObjectRef(key="b", sha256="1" * 64, bytes=1, role=tasks.judge.ROLES[1]))  # fmt: skip
+    store = SimpleNamespace(
+        parts=lambda key: kept, commit_part=lambda key, n, part: kept.update({n: part}), missing=lambda objects: []
+    )
+    job: Any = SimpleNamespace(config=EvaluateConfig(), store=store, runtime=Runtime(), read=lambda obj: obj.key)
+    monkeypatch.setattr(tasks.judge, "load_pictures", lambda job, curated, rows, px, name: read.append(px))
+    monkeypatch.setattr(tasks.judge, "_train", lambda job, pictures, shared: made)
+    monkeypatch.setattr(tasks.judge, "judge_from_bytes", lambda weights, bpe, runtime: (weights, bpe))
+    curated: Any = SimpleNamespace(fingerprint="c")
+    rows: Any = None
+    for _ in range(2):
+        assert tasks.judge.trained_judge(job, curated, rows) == (("w", "b"), made)
+    assert read == [PX]
 
 
 def test_pictures_of_any_size_and_empty_captions_are_judged(judge) -> None:

@@ -74,6 +74,9 @@ def test_a_change_has_the_knobs_and_bounds_of_the_sampler() -> None:
         ("model.dim=250", ["model.dim=250", "multiple"]),
         ("tokenizer.image_px=50", ["tokenizer", "multiple"]),
         ("train.steps.more=5", ["is a value"]),
+        ("train.betas=[0.9,1]", ["train.betas=[0.9,1]", "less than 1"]),
+        ("tokenizer.fsq_levels=[]", ["fsq_levels ()", "one dimension at least"]),
+        ("train.text_loss_share=1", ["text_loss_share 1", "objective text"]),
     ],
 )
 def test_an_error_names_the_value_and_what_is_allowed(assignment: str, words: list[str]) -> None:

@@ -141,6 +141,13 @@ def test_guidance_with_a_decoder_of_one_row_is_refused_and_two_rows_are_enough()
     assert (least == most).all()
 
 
+def test_guidance_that_begins_behind_the_last_token_is_refused_and_one_for_that_token_is_not() -> None:
+    with pytest.raises(UsageError, match=r"guidance_from 16 is behind the 16 image tokens .* below 16"):
+        draw(sharp_model(), requests(1), SamplerConfig(guidance=2.0, guidance_from=16), Runtime())
+    assert draw(sharp_model(), requests(1), SamplerConfig(guidance_from=16), Runtime()).shape == (1, 16)
+    assert draw(sharp_model(), requests(1), SamplerConfig(guidance=2.0, guidance_from=15), Runtime()).shape == (1, 16)
+
+
 def test_a_whole_picture_cannot_be_given() -> None:
     with pytest.raises(DataError, match="16 image tokens are given"):
         draw(sharp_model(), [Request((1,), "k", given=(0,) * 16)], SamplerConfig(), Runtime())

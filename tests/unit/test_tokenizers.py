@@ -301,6 +301,18 @@ def test_weights_scaled_on_pictures_tell_them_apart_from_the_first_update_on() -
     torch.testing.assert_close(read.std((0, 2, 3)), torch.ones(read.shape[1]), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_is_the_same_everywhere_is_not_scaled_up(count: int) -> None:
+    """A single place of one picture has no deviation, and those of equal pictures only that of rounding."""
+    config = SMALL["dvae"].model_copy(update={"image_px": 8, "downsampling": 8})
+    tokenizer = registry.build_tokenizer(config, Runtime().generator(0))
+    assert isinstance(tokenizer, DvaeTokenizer)
+    before = tokenizer.encoder.output.weight.detach().clone()
+    scale_to_pictures(tokenizer, torch.rand(3, 8, 8, generator=Runtime().generator(1)).expand(count, 3, 8, 8))
+    assert all(value.isfinite().all() for value in tokenizer.state_dict().values())
+    torch.testing.assert_close(tokenizer.encoder.output.weight.detach(), before)
+
+
 def test_schedules_at_their_corners() -> None:
     assert (temperature(0), temperature(150_000), temperature(10**7)) == (1.0, 1 / 16, 1 / 16)
     assert temperature(75_000) == pytest.approx((1 + 1 / 16) / 2)
