@@ -15,8 +15,7 @@ from tasks.store import Store
 
 def test_a_stopped_and_killed_prefect_run_leaves_no_process_and_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
-    # Far more steps than are waited for, so that the signals find the training at work.
-    sets = command_sets("train.steps=240", "train.checkpoint_every=10", "train.sample_every=0")
+    sets = command_sets("train.steps=12", "train.checkpoint_every=3", "train.sample_every=0")
     command = [*DALLE, "run", "tiny", "--store", str(store), "--out", str(tmp_path / "out"), "--json", *sets]
     mark = uuid.uuid4().hex
     env = marked_environment(mark, DALLE_SPOOL=str(tmp_path / "spool"))
@@ -29,8 +28,10 @@ def test_a_stopped_and_killed_prefect_run_leaves_no_process_and_goes_on(tiny_run
 
     for number, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
         before = newest()
+        # Training waits after its first checkpoint, so that the signal finds it at work.
+        waiting = env | {"DALLE_FAULT": "checkpoint.after_receipt:1:wait"}
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, env=waiting, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         assert wait_for(lambda before=before, p=process: newest() > before or p.poll() is not None, 240), (
             "fit saved no checkpoint"
