@@ -76,7 +76,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Trai
     runtime = Runtime(seed=3)
     one = {"one": _train(folder / "one", runtime, _optim("fsdp2"))}
     one["one adamw"] = _train(folder / "one adamw", runtime, _optim("fsdp2", "adamw"))
-    mp.spawn(_rank, (2, free_port(), folder), nprocs=2)  # type: ignore[no-untyped-call]
+    # Forked: two children that import torch again cost more than all that they train here.
+    mp.start_processes(_rank, (2, free_port(), folder), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
     one["fsdp2 to one"] = _train(folder / "x", runtime, _optim("fsdp2"), _load(folder / "fsdp2"))
     return folder, one | {p.stem: TrainState.from_bytes(p.read_bytes()) for p in folder.glob("*.end")}
 
