@@ -157,7 +157,7 @@ class Judge:
     def pictures(self, pictures: UInt8) -> FloatArray:
         """uint8 [n, H, W, 3] -> unit vectors float64 [n, 64], in float32 on every device."""
         parts = [
-            self._network.image(small(pictures[start : start + _BATCH]).to(self._runtime.device)).double().cpu()
+            self._network.image(small(pictures[start : start + _BATCH]).to(self._runtime.device)).cpu().double()
             for start in range(0, len(pictures), _BATCH)
         ]
         return torch.cat(parts).numpy() if parts else np.empty((0, _EMBED))
@@ -167,7 +167,7 @@ class Judge:
         """Captions -> unit vectors float64 [n, 64]."""
         ids = caption_ids(self._words, captions)
         parts = [
-            self._network.text(ids[start : start + _BATCH].to(self._runtime.device)).double().cpu()
+            self._network.text(ids[start : start + _BATCH].to(self._runtime.device)).cpu().double()
             for start in range(0, len(ids), _BATCH)
         ]
         return torch.cat(parts).numpy() if parts else np.empty((0, _EMBED))

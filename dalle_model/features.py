@@ -115,7 +115,7 @@ class TokenizerFeatures:
         rows = []
         for batch in _batches(images):
             self._tokenizer.check_images(batch)
-            grid = self._grid(batch.float().to(device)).double().cpu().flatten(2)
+            grid = self._grid(batch.float().to(device)).cpu().double().flatten(2)
             rows.append(torch.cat([grid.mean(2), grid.std(2, correction=0)], 1))
         return _stack(rows, 0)
 
@@ -148,7 +148,7 @@ class ModelFeatures:
             text = torch.zeros(len(ids), self._model.shape.max_text_tokens, dtype=torch.long, device=ids.device)
             with self._runtime.autocast():
                 hidden = self._model.split(self._model(text, ids))[1]
-            rows.append(hidden.float().mean(1).double().cpu())
+            rows.append(hidden.float().mean(1).cpu().double())
         return _stack(rows, self._model.config.dim)
 
 

@@ -50,8 +50,8 @@ def sequence_nats(model: Dalle, rows: TokenRows, runtime: Runtime) -> tuple[Floa
             text_logits, image_logits = model.text_logits(hidden), model.image_logits(hidden)
         each_text = F.cross_entropy(text_logits.transpose(1, 2), text, reduction="none") * text_targets(text)
         each_image = F.cross_entropy(image_logits.transpose(1, 2), image, reduction="none")
-        text_nats[chosen] = each_text.double().sum(1).cpu().numpy()[: len(chosen)]
-        image_nats[chosen] = each_image.double().sum(1).cpu().numpy()[: len(chosen)]
+        text_nats[chosen] = each_text.cpu().double().sum(1).numpy()[: len(chosen)]
+        image_nats[chosen] = each_image.cpu().double().sum(1).numpy()[: len(chosen)]
     return text_nats, image_nats
 
 
@@ -110,7 +110,7 @@ class PixelLikelihood:
             part = slice(start, start + _BATCH)
             batch = torch.from_numpy(ids[part].astype(np.int64)).to(self._runtime.device)
             read = tokenizer.decoder.read_ids(batch.view(-1, tokenizer.grid, tokenizer.grid))
-            mu, log_b = tokenizer.decoder(read).double().cpu().permute(0, 2, 3, 1).chunk(2, dim=3)
+            mu, log_b = tokenizer.decoder(read).cpu().double().permute(0, 2, 3, 1).chunk(2, dim=3)
             masses = logit_laplace_masses(torch.from_numpy(pictures[part]).double(), mu, log_b.exp())
             out[part] = -np.log(_floored(masses.numpy())).reshape(len(batch), -1).sum(1)
         return out

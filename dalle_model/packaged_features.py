@@ -53,7 +53,7 @@ class EfficientNetFeatures:
     def _pooled(self, images: torch.Tensor) -> FloatArray:
         x = images.float().to(self._runtime.device)
         x = F.interpolate(x, size=_PX, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        pooled: FloatArray = self._network.extract_features(x * 2 - 1).mean((2, 3)).double().cpu().numpy()
+        pooled: FloatArray = self._network.extract_features(x * 2 - 1).mean((2, 3)).cpu().double().numpy()
         return pooled
 
 

@@ -70,7 +70,7 @@ class InceptionFeatures:
         for start in range(0, len(levels), _BATCH):
             resized = np.stack([_resized(picture, _INCEPTION_PX) for picture in levels[start : start + _BATCH]])
             batch = torch.from_numpy(resized).permute(0, 3, 1, 2).to(self._runtime.device)
-            rows.append(self._layers((batch - 128) / 128).flatten(1).double().cpu())
+            rows.append(self._layers((batch - 128) / 128).flatten(1).cpu().double())
         return torch.cat(rows).numpy()
 
 
@@ -104,7 +104,7 @@ class ClipJudge:
             resized = np.stack([_resized(picture, side) for picture in part])
             batch = ((torch.from_numpy(resized).permute(0, 3, 1, 2) - mean) / std).to(self._runtime.device)
             pooled = self._model.vision_model(pixel_values=batch).pooler_output
-            rows.append(F.normalize(self._model.visual_projection(pooled), dim=1).double().cpu())
+            rows.append(F.normalize(self._model.visual_projection(pooled), dim=1).cpu().double())
         return torch.cat(rows).numpy()
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class ClipJudge:
                 input_ids=read["input_ids"].to(self._runtime.device),
                 attention_mask=read["attention_mask"].to(self._runtime.device),
             ).pooler_output
-            rows.append(F.normalize(self._model.text_projection(pooled), dim=1).double().cpu())
+            rows.append(F.normalize(self._model.text_projection(pooled), dim=1).cpu().double())
         return torch.cat(rows).numpy()
 
 

@@ -100,7 +100,7 @@ def bits_per_pixel_bound(
         maps, kl = network.through(batch, noise.to(runtime.device))
         mu, log_b = maps.chunk(2, dim=1)
         nll = logit_laplace_nll(map_pixels(batch), mu, log_b).flatten(1).sum(1)
-        nats += float((nll + kl).double().sum())  # whatever weight the KL had in training
+        nats += float((nll + kl).cpu().double().sum())  # whatever weight the KL had in training
     level = (1 - 2 * PIXEL_EPS) / 255
     per_value = nats / (len(images) * int(values)) - math.log(level)
     return 3 * per_value / math.log(2)

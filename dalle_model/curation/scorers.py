@@ -210,5 +210,5 @@ def _loaded(kind: Any, folder: str, **options: Any) -> Any:
 
 def rounded(values: torch.Tensor) -> Scores:
     """Four digits: what lies beyond depends on the processor's kernels."""
-    scores = np.asarray(values.double().cpu().numpy(), dtype=np.float64)
+    scores = np.asarray(values.cpu().double().numpy(), dtype=np.float64)
     return np.asarray(np.round(scores, 4), dtype=np.float64)

@@ -95,7 +95,7 @@ class VisionModel:
         pixels = self._pixels(pictures).to(self._runtime.device)
         rows = torch.nn.functional.normalize(self._embedded(pixels).float(), dim=1)
         # Rounded, so that the last digits, which depend on the machine, hardly ever decide who is kin.
-        return (rows.double().cpu().numpy() / self.unit).round().astype(np.int16)
+        return (rows.cpu().double().numpy() / self.unit).round().astype(np.int16)
 
     def _embedded(self, pixels: torch.Tensor) -> torch.Tensor:
         if self._config.model_type == "clip":
