@@ -247,6 +247,12 @@ def text_targets(text: Tensor) -> Tensor:
     return (text != PAD) | (before != PAD)
 
 
+def num_targets(text: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """How many tokens of each caption [R, L] are predicted: a caption that was cut has no end, int64 [R]."""
+    counts: NDArray[np.int64] = text_targets(torch.from_numpy(text.astype(np.int64))).sum(1).numpy()
+    return counts
+
+
 @torch.inference_mode()
 def validation_losses(
     model: Dalle, rows: TokenRows, runtime: Runtime, limit: int = 0, batch_size: int = 64

@@ -156,7 +156,8 @@ class Studio:
 
     def score(self, prompt: str, pictures: UInt8) -> NDArray[np.float32]:
         """Mean ln p per token of the prompt given each picture, nats, float32 [B]: how well they fit the words."""
-        tokens = len(self.prompt_ids(prompt)) + 1  # the end of the text counts
+        # the end of the text counts; a prompt that was cut has none
+        tokens = min(len(self.prompt_ids(prompt)) + 1, self.parts.model.shape.max_text_tokens)
         return self.parts.score_text(pictures, [prompt], runtime=self.runtime) / np.float32(tokens)
 
     def best_of(

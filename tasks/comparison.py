@@ -17,6 +17,7 @@ from tasks.pages import Compared, ComparedFigure, Picture, ReportData, Sample, S
 from tasks.store import Store
 
 Values = Mapping[str, Mapping[str, float]]
+Records = Mapping[str, Mapping[str, Any]]
 Overall = Literal["better", "worse", "mixed", "no difference shown"]
 
 # What decides between two models, if both have it. The others are told and do not decide: they say the same again
@@ -36,6 +37,9 @@ DECIDING = (
 )
 
 
+_OF_A_MODEL = ("transformer", "tokenizer", "words")  # features that differ because the models do
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure of two models. ``decides``: whether it counts for the verdict, with p corrected (Holm 1979)."""
@@ -47,11 +51,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second evaluation against the first, by their fingerprints."""
+    """The second evaluation against the first, by their fingerprints. ``left_out``: figures that cannot be compared."""
 
     first: str
     second: str
     rows: tuple[Row, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def overall(self) -> Overall:
@@ -69,9 +74,10 @@ class Comparison:
             if row.decides and row.told.verdict != "no difference shown"
         ]
         asked = sum(row.decides for row in self.rows)
-        return f"{self.overall}: " + (
-            "; ".join(parts) or f"none of {asked} deciding figures differs by more than chance"
-        )
+        parts = parts or [f"none of {asked} deciding figures differs by more than chance"]
+        if self.left_out:
+            parts.append(f"not compared, as another network measured them for either: {', '.join(self.left_out)}")
+        return f"{self.overall}: " + "; ".join(parts)
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -80,6 +86,7 @@ class Comparison:
             "second": self.second,
             "overall": self.overall,
             "sentence": self.sentence,
+            "left_out": list(self.left_out),
             "figures": {row.figure: {**vars(row.told), "decides": row.decides} for row in self.rows},
         }
 
@@ -87,13 +94,29 @@ class Comparison:
 def compare(store: Store, first: Manifest, second: Manifest) -> Comparison:
     """Pair two evaluations. DataError when they have fewer than 8 prompts of any figure in common."""
     one, two = (values_of(store.read(m.object_of("values"))) for m in (first, second))
-    return compare_values(first.fingerprint, one, second.fingerprint, two)
+    apart = measured_apart(*(records_of(store, m) for m in (first, second)))
+    return compare_values(first.fingerprint, one, second.fingerprint, two, apart)
 
 
-def compare_values(first: str, one: Values, second: str, two: Values) -> Comparison:
-    """The same on the values themselves; ``first`` and ``second`` are fingerprints."""
+def measured_apart(one: Records, two: Records) -> tuple[str, ...]:
+    """Figures that stand on other networks in two evaluations, which are no part of the models under examination.
+
+    Judges of other training data or of another length, say: their difference would pass for one of the models.
+    """
+    return tuple(
+        sorted(
+            figure
+            for figure in one.keys() & two.keys()
+            if one[figure]["features_sha256"] != two[figure]["features_sha256"]
+            and not one[figure]["features"].startswith(_OF_A_MODEL)
+        )
+    )
+
+
+def compare_values(first: str, one: Values, second: str, two: Values, apart: Sequence[str] = ()) -> Comparison:
+    """The same on the values themselves; ``first`` and ``second`` are fingerprints, ``apart`` as ``measured_apart``."""
     rows: list[Row] = []
-    for figure in one.keys() & two.keys():
+    for figure in (one.keys() & two.keys()) - set(apart):
         better = better_of(figure)
         a, b = pair_up(one[figure], two[figure])
         if better and len(a) >= LEAST_PAIRS:
@@ -105,7 +128,7 @@ def compare_values(first: str, one: Values, second: str, two: Values) -> Compari
         )
     order = {name: number for number, name in enumerate(DECIDING)}
     rows.sort(key=lambda row: (order.get(row.figure, len(order)), row.figure))
-    return Comparison(first, second, tuple(_corrected(rows)))
+    return Comparison(first, second, tuple(_corrected(rows)), tuple(f for f in apart if f in one and f in two))
 
 
 def _corrected(rows: Sequence[Row]) -> list[Row]:
@@ -128,6 +151,12 @@ def figures_of(store: Store, evaluation: Manifest) -> Mapping[str, float]:
     """All figures of an evaluation, ends of intervals included."""
     figures: dict[str, float] = json.loads(store.read(evaluation.object_of("metrics")))["metrics"]
     return figures
+
+
+def records_of(store: Store, evaluation: Manifest) -> Records:
+    """What is on record of each figure; see ``findings.Record``."""
+    records: Records = json.loads(store.read(evaluation.object_of("metrics")))["records"]
+    return records
 
 
 def drawings_of(store: Store, evaluation: Manifest) -> list[dict[str, Any]]:

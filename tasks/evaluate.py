@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dalle_model.features import ModelFeatures, RandomFeatures, TokenizerFeature
 from dalle_model.images import encode_png
 from dalle_model.likelihood import PixelLikelihood, bits, sequence_nats
 from dalle_model.metrics import bits_per_pixel
+from dalle_model.objectives import num_targets
 from dalle_model.packaged_features import ABSENT, packaged_features
 from dalle_model.published import ClipJudge, InceptionFeatures
 from dalle_model.token_batches import TokenRows
@@ -127,10 +129,14 @@ def _subject(job: Job) -> Subject:
     held = curated_table(job, foreign) if foreign else curated_table(job, curated, ("heldout",))
     heldout = load_pictures(job, foreign or curated, _by_caption(held, config.num_heldout), px, "heldout")
     encoded, ids, _, _ = read_tokens(job, tokens, "train")
-    # Augmented copies follow their pair and have its id: the pair itself is meant.
-    place = {identifier: row for row, identifier in reversed(list(enumerate(ids)))}
+    place = pair_rows(ids)
     wanted = [place[identifier] for identifier in rows["id"].to_pylist()]
     return Subject(model, tokens, curated, painter, training, np.asarray(encoded.image[wanted]), heldout, checked)
+
+
+def pair_rows(ids: Sequence[str]) -> dict[str, int]:
+    """The token row of each pair itself, by id: augmented copies follow their pair and have its id."""
+    return {identifier: row for row, identifier in reversed(list(enumerate(ids)))}
 
 
 def _by_caption(rows: pa.Table, limit: int) -> pa.Table:
@@ -275,7 +281,8 @@ def _likelihoods(job: Job, subject: Subject, found: Findings, watch: Stopwatch) 
     about["features_sha256"] = subject.model.object_of("weights").sha256
     for split in UNSEEN:
         rows, ids, _, _ = read_tokens(job, subject.tokens, split)
-        chosen = spread(len(ids), limit) if ids else np.zeros(0, np.int64)
+        own = np.array(sorted(pair_rows(ids).values()), np.int64)  # a copy's tokens are of another picture
+        chosen = own[spread(len(own), limit)]
         if not len(chosen):
             continue
         part = TokenRows(rows.text[chosen], rows.image[chosen], rows.weights[chosen])
@@ -284,7 +291,7 @@ def _likelihoods(job: Job, subject: Subject, found: Findings, watch: Stopwatch) 
         with watch.networks():
             text, image = sequence_nats(painter.model, part, painter.runtime)
             seen = pixels.nats(pictures, part.image)
-        words = (part.text > 0).sum(1) + 1
+        words = num_targets(part.text)
         of_text = "nats per text token, averaged in each caption"
         found.mean(f"loss_text_{split}", units, text / words, of_text, **about)
         found.mean(f"loss_image_{split}", units, image / places, "nats per image token", **about)

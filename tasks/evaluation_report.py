@@ -5,7 +5,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from string import Formatter
 from typing import Any
 
@@ -17,7 +17,15 @@ from dalle_model.errors import DataError
 from dalle_model.images import encode_png
 from dalle_model.scene_checks import ATTRIBUTES
 from tasks.artifacts import Manifest
-from tasks.comparison import Comparison, compare_values, compared_table, drawings_of, figures_of
+from tasks.comparison import (
+    Comparison,
+    compare_values,
+    compared_table,
+    drawings_of,
+    figures_of,
+    measured_apart,
+    records_of,
+)
 from tasks.copies import Nearest
 from tasks.curves import curves_of
 from tasks.drawn import Drawn
@@ -330,7 +338,10 @@ def _against(evidence: Evidence, baseline: Manifest | None) -> Comparison | None
         return None
     try:
         before = values_of(evidence.job.store.read(baseline.object_of("values")))
-        return compare_values(baseline.fingerprint, before, evidence.job.fingerprint, evidence.found.values)
+        found = evidence.found
+        now = {name: asdict(record) for name, record in found.records.items()}
+        apart = measured_apart(records_of(evidence.job.store, baseline), now)
+        return compare_values(baseline.fingerprint, before, evidence.job.fingerprint, found.values, apart)
     except DataError as error:
         evidence.job.log(f"not compared with the baseline: {error}")
         return None

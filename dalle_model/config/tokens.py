@@ -200,6 +200,10 @@ class TokenizerConfig(Section):
             raise ValueError(
                 "kind dvae is trained with the paper's loss alone; set perceptual_weight and adversarial_weight to 0, or take fsq or vq"
             )
+        if self.perceptual_file and self.image_px < 16:
+            raise ValueError(
+                f"perceptual_file is a VGG-16, which halves its maps four times: image_px {self.image_px} must be at least 16"
+            )
         if self.perceptual_file and not self.perceptual_sha256:
             raise ValueError("perceptual_file needs perceptual_sha256, as sha256sum prints it: its content must count")
         return self

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_model.errors import DataError
-from tasks.comparison import Comparison, compare_values
+from tasks.comparison import Comparison, compare_values, measured_apart
 from tasks.compression import decide
 
 
@@ -41,3 +41,25 @@ def test_what_few_pairs_cannot_show_is_refused() -> None:
 def test_what_no_drawing_changes_decides_nothing() -> None:
     with pytest.raises(DataError, match="no figure of drawn pictures"):
         decide(compared([3.0] * 20, [3.0] * 20, "bits_per_pixel_chain_valid"), "int8", 0.05)
+
+
+def test_what_other_networks_measured_for_either_model_is_not_compared_and_said_so() -> None:
+    def records(judge: str, model: str) -> dict[str, dict[str, str]]:
+        return {
+            "agreement": {"features": "dual_encoder", "features_sha256": judge},
+            "recognisability": {"features": "pixels", "features_sha256": ""},
+            "bits_per_pixel_valid": {"features": "transformer", "features_sha256": model},
+        }
+
+    assert measured_apart(records("a", "m"), records("a", "n")) == ()
+    apart = measured_apart(records("a", "m"), records("b", "n"))
+    assert apart == ("agreement",)
+    units = [f"prompt {i}" for i in range(20)]
+    low, high = ({"agreement": dict.fromkeys(units, v), "recognisability": dict.fromkeys(units, v)} for v in (0.0, 1.0))
+    told = compare_values("a" * 64, low, "b" * 64, high, apart)
+    assert [row.figure for row in told.rows] == ["recognisability"] and told.document()["left_out"] == ["agreement"]
+    assert told.sentence.endswith("not compared, as another network measured them for either: agreement")
+    assert [row.figure for row in compare_values("a" * 64, low, "b" * 64, high).rows] == [
+        "recognisability",
+        "agreement",
+    ]

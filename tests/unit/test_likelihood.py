@@ -1,12 +1,15 @@
 """Bits per pixel of the whole chain: masses sum to one, better knowledge costs fewer bits, rows do not disturb each other."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dalle_model.config import ModelConfig, TokenizerConfig
+import tasks.evaluate
+from dalle_model.config import EvaluateConfig, ModelConfig, TokenizerConfig
 from dalle_model.dalle import DalleShape, build_dalle
 from dalle_model.images import to_float
 from dalle_model.likelihood import SCALES, PixelLikelihood, bits, logit_laplace_masses, sequence_nats
@@ -15,6 +18,8 @@ from dalle_model.runtime import Runtime
 from dalle_model.scenes import render, scene_at
 from dalle_model.token_batches import TokenRows
 from dalle_model.tokenizers.registry import build_tokenizer
+from tasks.drawn import Stopwatch
+from tasks.findings import Findings
 
 PX = 16
 PICTURES = np.stack([render(scene_at(3, index).things, PX) for index in range(24)])
@@ -93,3 +98,41 @@ def test_nats_by_row_are_those_of_validation_and_do_not_depend_on_the_rows_besid
     one = TokenRows(text[3:4], rows.image[3:4], rows.weights[3:4])
     alone = sequence_nats(model, one, Runtime())
     assert (alone[0][0], alone[1][0]) == pytest.approx((of_text[3], of_image[3]), rel=1e-6)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, text: list[list[int]], image: np.ndarray, ids: list[str]) -> Findings:
+    """What an evaluation finds in these token rows of the pairs "0", "1" ... of ``PICTURES``."""
+    tokenizer = tokenizer_of("fsq")
+    own = tokenizer.encode(to_float(PICTURES)).numpy().astype(np.uint16)
+    shape = DalleShape(text_vocab=9, max_text_tokens=3, image_vocab=64, grid=4)
+    model = build_dalle(ModelConfig(dim=16, depth=1, heads=1), shape, Runtime().generator(0)).eval()
+    painter = SimpleNamespace(model=model, tokenizer=tokenizer, runtime=Runtime())
+    manifest = SimpleNamespace(object_of=lambda role: SimpleNamespace(sha256=""))
+    subject: Any = SimpleNamespace(painter=painter, training=SimpleNamespace(images=PICTURES), training_tokens=own, model=manifest, tokens=None)  # fmt: skip
+    job: Any = SimpleNamespace(config=EvaluateConfig(), check_stop=lambda: None)
+    rows = TokenRows(np.array(text, np.uint16), image, np.ones(len(ids), np.float32))
+    none = TokenRows(rows.text[:0], rows.image[:0], rows.weights[:0])
+    monkeypatch.setattr(tasks.evaluate, "read_tokens", lambda job, tokens, split: (rows, ids, [], shape) if split == "train" else (none, [], [], shape))  # fmt: skip
+    monkeypatch.setattr(tasks.evaluate, "_pictures_of", lambda job, subject, split, ids, px: PICTURES[list(map(int, ids))])  # fmt: skip
+    found = Findings()
+    tasks.evaluate._likelihoods(job, subject, found, Stopwatch())
+    return found
+
+
+def test_a_pair_is_measured_by_its_own_tokens_and_not_by_those_of_its_augmented_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = tokenizer_of("fsq").encode(to_float(PICTURES)).numpy().astype(np.uint16)
+    plain = measured(monkeypatch, [[1, 2, 0], [3, 0, 0]], own[:2], ["0", "1"])
+    copies = measured(monkeypatch, [[1, 2, 0], [4, 4, 4], [3, 0, 0], [5, 0, 0]], own[[0, 7, 1, 9]], ["0", "0", "1", "1"])  # fmt: skip
+    assert copies.figures == plain.figures and list(copies.values["loss_text_train"]) == ["0", "1"]
+    assert plain.figures["bits_per_pixel_chain_train"] > plain.figures["bits_per_pixel_train"] > 0
+
+
+def test_text_loss_per_token_of_a_fresh_model_is_ln_k_for_captions_that_were_cut_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cut caption has no end that could be predicted: three tokens are three, not four."""
+    own = tokenizer_of("fsq").encode(to_float(PICTURES)).numpy().astype(np.uint16)
+    found = measured(monkeypatch, [[1, 2, 3], [3, 0, 0]], own[:2], ["0", "1"])
+    assert list(found.values["loss_text_train"].values()) == pytest.approx([math.log(9)] * 2, rel=1e-6)

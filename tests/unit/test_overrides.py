@@ -1,5 +1,7 @@
 """``--set section.key=value``."""
 
+import json
+
 import pytest
 
 from dalle_model.config import GenerateConfig, PipelineConfig, SamplerChange, SamplerConfig
@@ -75,6 +77,10 @@ def test_a_change_has_the_knobs_and_bounds_of_the_sampler() -> None:
         ("tokenizer.image_px=50", ["tokenizer", "multiple"]),
         ("train.steps.more=5", ["is a value"]),
         ("train.betas=[0.9,1]", ["train.betas=[0.9,1]", "less than 1"]),
+        (
+            f"tokenizer={json.dumps({'image_px': 8, 'perceptual_file': 'vgg', 'perceptual_sha256': 'a' * 64})}",
+            ["image_px 8", "at least 16"],
+        ),
         ("tokenizer.fsq_levels=[]", ["fsq_levels ()", "one dimension at least"]),
         ("train.text_loss_share=1", ["text_loss_share 1", "objective text"]),
     ],

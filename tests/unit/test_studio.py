@@ -91,6 +91,14 @@ def test_variations_take_the_models_own_words_where_none_are_given() -> None:
     assert s.vary(picture(), n=1, prompt="clown face")[1] == "clown face"
 
 
+def test_a_score_per_token_counts_the_end_only_where_the_prompt_was_not_cut() -> None:
+    s = studio()
+    shown = s.draw("red heart", 2)
+    for prompt, tokens in (("red heart", 3), ("red heart clown face red heart clown face", 6)):
+        whole = s.parts.score_text(shown, [prompt], runtime=s.runtime)
+        np.testing.assert_allclose(s.score(prompt, shown), whole / tokens, rtol=1e-6)
+
+
 def test_best_of_is_the_best_by_the_scorer_and_keeps_the_index_of_each_picture() -> None:
     s = studio()
     everything = s.draw("red heart", 6)
