@@ -1,9 +1,9 @@
 """Which prompts are not drawn: versioned rules over the folded text, each decision with its rule and what it found.
 
 A prompt is folded before it is looked at (``curation.word_lists``: compatibility forms, accents, look-alike letters,
-digits and signs in the place of letters), and read a second time with its spaced-out letters joined, so that
-``p o r n`` and ``pоrn`` with a Cyrillic letter are the word they look like. Lists find words, not meanings: what passes
-is not thereby safe.
+digits and signs in the place of letters), and read again with more letters that look like Latin ones put back and with
+its spaced-out letters joined, so that ``p o r n``, ``p/o/r/n`` and ``pоrn`` with a Cyrillic letter are the word they look
+like. Lists find words, not meanings: what passes is not thereby safe.
 """
 
 import re
@@ -15,15 +15,35 @@ import pyarrow as pa
 
 from dalle_model.curation.word_lists import WordList, profanity
 
-POLICY_VERSION = 2  # raised with any rule below; the digests of the lists are recorded beside it
+POLICY_VERSION = 3  # raised with any rule below; the digests of the lists are recorded beside it
 MAX_PROMPT_CHARS = 2000
 
-# Letters that stand alone, three or more in a row: "p o r n", "p.o.r.n", "p-o-r-n".
+# Letters that stand alone, three or more in a row, at most three signs between two: "p o r n", "p.o.r.n", "p / o / r / n".
 # No character is both a letter and a sign between letters here, else a row of "_" could be cut up in 2^n ways.
-_SPACED = re.compile(r"(?<![^\W_])(?:[^\W_][ ._\-*]+){2,}[^\W_](?![^\W_])")
+_SPACED = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){2,}[^\W_](?![^\W_])")
+# Nobody sees these, or they are drawn around the letter before them (U+20DD to U+20E4).
 _UNSEEN = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20dd-\u20e0\u20e2-\u20e4"
+    "\ufe00-\ufe0f\ufeff\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
+_A_TO_Z = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _lookalikes() -> dict[int, str]:
+    """Letters beyond those that ``word_lists`` sees through: small capitals, strokes, Armenian, letters in boxes and flags."""
+    pairs = {
+        "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘꞯʀꜱᴛᴜᴠᴡʏᴢ": "abcdefghijklmnopqrstuvwyz",
+        "ɑɡıɩɴʋøđðłħŧƀɓɗɠɦƙƥƭⱱⱳƴȥ": "agiinvoddlhtbbdghkptvwyz",
+        "օսհոյգզց": "ouhnjqqg",
+        "гпӏѵү": "rnlvy",
+    }
+    table = {ord(a): b for letters, latin in pairs.items() for a, b in zip(letters, latin, strict=True)}
+    for first in (0x1F150, 0x1F170, 0x1F1E6):  # in circles and squares, as flags
+        table |= {first + number: letter for number, letter in enumerate(_A_TO_Z)}
+    return table
+
+
+_LOOKALIKES = _lookalikes()
 
 
 @dataclass(frozen=True)
@@ -58,9 +78,12 @@ class PromptPolicy:
         if len(prompt) > MAX_PROMPT_CHARS:
             return Refusal("too long", f"{len(prompt)} characters, {MAX_PROMPT_CHARS} at most")
         text = _UNSEEN.sub("", unicodedata.normalize("NFKC", prompt))
-        joined = _SPACED.sub(lambda match: re.sub(r"[\W_]+", "", match.group()), text)
+        # both: a list of one's own may hold words in the scripts whose letters are put back
+        seen = (text, text.lower().translate(_LOOKALIKES))
+        joined = (_SPACED.sub(lambda match: re.sub(r"[\W_]+", "", match.group()), reading) for reading in seen)
+        readings = dict.fromkeys((*seen, *joined))
         for name, words in self.lists:
-            for reading in dict.fromkeys((text, joined)):
+            for reading in readings:
                 if words.counts(pa.array([reading]))[0]:
                     return Refusal(name, ", ".join(dict.fromkeys(words.found(reading))) or "a listed phrase")
         return None

@@ -146,7 +146,8 @@ def summary(results: Mapping[str, StepResult], settings: Settings, out: Path | N
     shown = manifests.get("evaluate") or next(iter(manifests.values()))
     payload["metrics"] = {k: v for k, v in shown.stats.items() if isinstance(v, int | float)}
     if out is not None:
-        payload |= _export(store, manifests, out)
+        with views.only_writer(out):
+            payload |= _export(store, manifests, out)
     payload["seconds"] = round(time.monotonic() - started, 3)
     return CommandResult(payload, _lines(results, payload))
 

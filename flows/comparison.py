@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.errors import PromotionRefused, RefNotFound, UsageError
+from dalle_model.errors import DalleError, PromotionRefused, RefNotFound, UsageError
 from flows import views
 from flows.inspection import Shown, all_manifests
 from tasks.artifacts import Manifest
@@ -94,6 +94,10 @@ def promote(settings: Settings, ref: str, name: str, *, force: bool) -> Shown:
     """``dalle promote``: a model takes over ``production`` only when it beats the one that has it."""
     store = open_store(settings)
     manifest = store.resolve(ref)
+    if name == GATED and manifest.kind != "model":
+        raise UsageError(
+            f"{ref!r} is of kind {manifest.kind}; {GATED} is what schedules draw with: give a model, or another name with --as"
+        )
     held = store.read_ref(name)
     note = ""
     payload: dict[str, Any] = {"name": name, "fingerprint": manifest.fingerprint}
@@ -122,7 +126,12 @@ def _gate(
             f"run `dalle evaluate {candidate.fingerprint[:12]}` first, or give --force"
         )
     config = EvaluateConfig.model_validate(found.config["config"]).model_copy(update={"baseline": ""})
-    told = compare(store, evaluation_of(settings, holder, config), found)
+    try:
+        told = compare(store, evaluation_of(settings, holder, config), found)
+    except DalleError as error:  # too few prompts in common, or the holder's data are gone
+        if not force:
+            raise
+        return f"forced over {holder.fingerprint[:12]}, not compared: {error}", None
     if told.overall != "better" and not force:
         raise PromotionRefused(
             f"model {candidate.fingerprint[:12]} is not better than {GATED}, {holder.fingerprint[:12]}, on the same prompts: {told.sentence}; "

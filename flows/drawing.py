@@ -21,7 +21,7 @@ from dalle_model.records import normalise_caption
 from dalle_model.sheets import contact_sheet
 from dalle_model.studio import Studio, scorer_of
 from flows.commands import latest, preset_config
-from flows.views import prepare_folder, slug, write_whole
+from flows.views import only_writer, prepare_folder, slug, write_whole
 from tasks.devices import DevicePolicy, resolve
 from tasks.export_model import text_to_image
 from tasks.generate import prompt_policy
@@ -105,7 +105,6 @@ def _written(
     ask: Ask, studio: Studio, stem: str, pictures: UInt8, labels: list[str], payload: dict[str, Any]
 ) -> Result:
     """Pictures that tell their origin, one sheet of all, and ``drawing.json`` with what is known about them."""
-    prepare_folder(ask.out)
     about = {
         "model": payload["model"],
         "prompt_sha256": sha256(payload["prompt"].encode()).hexdigest(),
@@ -114,10 +113,12 @@ def _written(
         "code_version": importlib.metadata.version("dalle-prefect"),
     }
     files = [encoded(picture, about | {"index": i}) for i, picture in enumerate(pictures)]
-    paths = [str(write_whole(ask.out / f"{stem}-{i}.png", data).absolute()) for i, data in enumerate(files)]
-    sheet = write_whole(ask.out / "contact_sheet.png", contact_sheet([_png(p) for p in pictures], labels, px=128))
-    payload |= {"pictures": paths, "contact_sheet": str(sheet.absolute()), "seed": ask.seed, "ai_generated": True}
-    write_whole(ask.out / "drawing.json", json.dumps(payload, indent=1, sort_keys=True).encode())
+    all_of_them = contact_sheet([_png(p) for p in pictures], labels, px=128)
+    with only_writer(ask.out):
+        paths = [str(write_whole(ask.out / f"{stem}-{i}.png", data).absolute()) for i, data in enumerate(files)]
+        sheet = write_whole(ask.out / "contact_sheet.png", all_of_them)
+        payload |= {"pictures": paths, "contact_sheet": str(sheet.absolute()), "seed": ask.seed, "ai_generated": True}
+        write_whole(ask.out / "drawing.json", json.dumps(payload, indent=1, sort_keys=True).encode())
     return payload, [*(f"{path}  {label}" for path, label in zip(paths, labels, strict=True)), f"sheet: {sheet}"]
 
 

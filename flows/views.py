@@ -1,9 +1,12 @@
 """What a person opens after a run: pages and pictures copied out of the store into a plain folder."""
 
+import fcntl
 import io
 import os
 import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,14 +31,36 @@ def prepare_folder(folder: Path) -> None:
         ) from None
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """A block in which no other command writes its results into ``folder``: the pages and pictures there are of one.
+
+    The lock ends with the process. Where the file system has none, nothing is waited for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
 def write_whole(path: Path, data: bytes) -> Path:
     """Write a file so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        os.unlink(name)
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}); free some space or give another folder with --out"
+        ) from error
     return path
 
 

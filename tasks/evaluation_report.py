@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dalle_model.dual_encoder import Judge
 from dalle_model.errors import DataError
 from dalle_model.images import encode_png
+from dalle_model.intervals import mean_interval
 from dalle_model.scene_checks import ATTRIBUTES
 from tasks.artifacts import Manifest
 from tasks.comparison import (
@@ -129,13 +130,17 @@ def _summary(evidence: Evidence) -> str:
     train, held, copied = evidence.train, evidence.held, sum(int(c.copied.sum()) for c in evidence.copies)
     drawn = len(train.ids) + (len(held.ids) if held else 0)
     text = (
-        f"This model was trained on {evidence.model.stats['trained_on']:,} captioned pictures. Asked for {len(train.captions)} captions it was trained on, "
-        f"it drew {int(train.hit.sum())} pictures that resemble their own original more than any other of {len(evidence.training.images):,}."
+        f"This model was trained on {evidence.model.stats['trained_on']:,} captioned pictures. Asked for {_counted(len(train.captions), 'caption')} it was trained on, "
+        f"it drew {_counted(int(train.hit.sum()), 'picture')} nearer to the original than to any other of {len(evidence.training.images):,}."
     )
     if held is not None:
-        text += f" Of {len(held.captions)} compositions it never saw, {int(held.hit.sum())} came out nearer to their own true picture than to any other."
-    text += f" {copied} of all {drawn} drawings are copies of training pictures."
+        text += f" Of {_counted(len(held.captions), 'composition')} it never saw, {int(held.hit.sum())} came out nearer to their own true picture than to any other."
+    text += f" {copied} of {_counted(drawn, 'drawing')} {'is a copy' if copied == 1 else 'are copies'} of training pictures."
     return " ".join((text, *cautions(train, held)))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def cautions(train: Drawn, held: Drawn | None) -> Iterator[str]:
@@ -190,7 +195,10 @@ def _too_few(evidence: Evidence, name: str) -> str:
     """Why a figure of a handful of captions gets no verdict, however often each is drawn; empty where there are enough."""
     group = evidence.held if name.endswith("_heldout") and evidence.held else evidence.train
     n, figures = len(set(group.captions)), evidence.found.figures
-    low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+    return _few(n, figures[f"{name}_low"], figures[f"{name}_high"])
+
+
+def _few(n: int, low: float, high: float) -> str:
     if n >= _LEAST_JUDGED:
         return ""
     what = "1 caption" if n == 1 else f"{n} different captions"
@@ -209,12 +217,14 @@ def _better_than_before(against: Comparison) -> Headline:
 
 
 def _copy_headline(evidence: Evidence) -> Headline:
-    copied, drawn = sum(int(c.copied.sum()) for c in evidence.copies), sum(len(c.copied) for c in evidence.copies)
-    share = copied / drawn
+    copied = np.concatenate([c.copied for c in evidence.copies]).astype(np.float64)
+    share = float(copied.mean())
+    captions = {c for group in (evidence.train, evidence.held) if group for c in group.captions}
+    few = _few(len(captions), *mean_interval(copied))
     verdict: Verdict = "good" if share <= 0.02 else "fair" if share <= 0.3 else "poor"
     meaning = "Share of drawings nearer to a training picture than different training pictures are to each other."
     hint = "about 0.004 is what pictures that copy nothing give; asked for captions it was trained on, a model of few pictures gives many"
-    return Headline("Copies", share, meaning, verdict, hint, share)
+    return Headline("Copies", share, meaning, "" if few else verdict, few or hint, share)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import importlib.metadata
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from dalle_model.curation.scorers import Scorer
 
 _ON_SHEET = 96
-_IN_GALLERY = 4000  # pictures; the page is one file
+_IN_GALLERY = 4000  # pictures; the page is one file,
+_GALLERY_BYTES = 100_000_000  # and a browser reads all of it
 
 
 def identity(config: GenerateConfig, settings: Settings, tell: Tell = silent) -> tuple[dict[str, Any], dict[str, str]]:
@@ -98,11 +99,14 @@ def work(job: Job) -> Outcome:
     cut = pieces(items_of(prompts, config), config.rows_per_shard, about, painter.fingerprint)
     parts = _drawn(job, studio, cut)
     objects = [o for piece in cut for o in parts[piece.key].objects]
-    rows = list(islice(_shown_rows(job, objects), _IN_GALLERY))
-    gallery = gallery_html(rows, title="Generated pictures", facts=_facts(painter, config), tile_px=config.upscale_px)
+    total, drawn, shortened = (sum(p.stats[name] for p in parts.values()) for name in ("pictures", "drawn", "cut"))
+    rows = first_rows(_shown_rows(job, objects), _IN_GALLERY, _GALLERY_BYTES)
+    facts = _facts(painter, config)
+    if len(rows) < total:
+        facts["shown"] = f"the first {len(rows):,} of {total:,}; all are in generations.parquet"
+    gallery = gallery_html(rows, title="Generated pictures", facts=facts, tile_px=config.upscale_px)
     objects.append(job.put(gallery, ext="html", role="gallery"))
     objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
-    total, drawn, shortened = (sum(p.stats[name] for p in parts.values()) for name in ("pictures", "drawn", "cut"))
     stats = {
         "prompts": len(prompts),
         "drawn": drawn,
@@ -162,6 +166,17 @@ _SHOWN = [name for name in GENERATION.names if name != "image_tokens"]
 def _shown_rows(job: Job, objects: Sequence[ObjectRef]) -> Iterator[dict[str, Any]]:
     for obj in objects:
         yield from pq.read_table(job.fetch(obj), columns=_SHOWN).to_pylist()
+
+
+def first_rows(rows: Iterable[dict[str, Any]], most: int, most_bytes: int) -> list[dict[str, Any]]:
+    """The first rows of a batch: at most so many, with pictures of at most so many bytes together; never none."""
+    kept: list[dict[str, Any]] = []
+    for row in islice(rows, most):
+        most_bytes -= len(row["image"])
+        if kept and most_bytes < 0:
+            break
+        kept.append(row)
+    return kept
 
 
 def _draw_piece(job: Job, studio: _Studio, items: Sequence[Item], before: int, total: int) -> Part:

@@ -284,12 +284,13 @@ def test_a_reference_is_a_fingerprint_a_prefix_a_uri_or_a_name(tiny_run: TinyRun
 
 def test_names_move_and_go_back(tiny_run: TinyRun, store: str) -> None:
     first, second = (tiny_run.results[stage].ref.fingerprint for stage in ("fit", "fit-tokenizer"))
-    assert dalle("promote", first, "--store", store, "--json").payload == {"name": "production", "fingerprint": first}
-    assert dalle("promote", second, "--store", store).code == 0
+    named = ("--as", "best", "--store", store)
+    assert dalle("promote", first, *named, "--json").payload == {"name": "best", "fingerprint": first}
+    assert dalle("promote", second, *named).code == 0
     listed = dalle("ls", "--store", store, "--json").payload["artifacts"]
-    assert [a["fingerprint"] for a in listed if a["names"] == ["production"]] == [second]
-    assert dalle("rollback", "--store", store, "--json").payload == {"name": "production", "fingerprint": first}
-    said = dalle("rollback", "--store", store)
+    assert [a["fingerprint"] for a in listed if a["names"] == ["best"]] == [second]
+    assert dalle("rollback", "best", "--store", store, "--json").payload == {"name": "best", "fingerprint": first}
+    said = dalle("rollback", "best", "--store", store)
     assert said.code == 1
     assert "there is nothing to go back to" in said.error
 

@@ -60,7 +60,10 @@ def test_a_handful_of_captions_gets_no_verdict(n: int, captions: list[str], word
     near = replace(near, copied=np.zeros(n, np.bool_))
     group = drawn(NOISE[:n], captions)
     evidence: Any = Evidence(None, None, found, group, group, None, (near,), None)  # type: ignore[arg-type]  # not asked
-    first, *_ = headlines(evidence, None)
+    first, *_, copies = headlines(evidence, None)
+    assert copies.verdict == ("" if words_of_it else "good") and ("too few to judge by" in copies.hint) == bool(
+        words_of_it
+    )
     assert (first.name, first.value) == ("New compositions", 1.0)
     assert (first.verdict, first.hint) == (
         ("", words_of_it) if words_of_it else ("good", "0.5 or more is the goal; 0.5 is a high goal")

@@ -23,6 +23,16 @@ POLICY = PromptPolicy.standard(OWN)
         "__d_r_a_g_o_n_f_r_u_i_t_",
         "drágònfrüit",
         "draaaagonfruit",
+        "d/r/a/g/o/n/f/r/u/i/t",
+        "d, r, a, g, o, n, f, r, u, i, t",
+        "d🔥r🔥a🔥g🔥o🔥n🔥f🔥r🔥u🔥i🔥t",
+        "d•r•a•g•o•n•f•r•u•i•t",
+        "dra\u0261onfru\u0131t",  # a script g, an i without its dot
+        "ԁгаgօnfrսit",  # Cyrillic and Armenian
+        "ᴅʀᴀɢᴏɴꜰʀᴜɪᴛ",
+        "🅳🆁🅰🅶🅾🅽🅵🆁🆄🅸🆃",
+        "🅓ragonfruit",
+        "drag\U000e0100on\u20e3fruit",  # a variation selector, an enclosing mark
         "zorbing people",
         "one blue whale",
     ],
@@ -45,10 +55,19 @@ def test_a_listed_word_is_found_in_every_disguise(prompt: str) -> None:
         "版画の猫",
         "woman: medium-dark skin tone 👩🏾",
         "a b c d",
+        "A, B, C, or D",
+        "the flags 🇩🇪 and 🇫🇷",
+        "прага, город на Влтаве",
     ],
 )
 def test_harmless_prompts_are_drawn(prompt: str) -> None:
     assert POLICY.judge(prompt) is None
+
+
+def test_lists_in_other_scripts_are_read_in_them() -> None:
+    russian = PromptPolicy.standard(parse_list("дрянь\nգինի\n".encode(), "own.txt"))
+    for prompt in ("какая дрянь", "ДРЯНЬ", "գինի"):
+        assert russian.judge(prompt) is not None
 
 
 def test_prompts_that_are_none_or_endless_are_refused_with_the_reason() -> None:
