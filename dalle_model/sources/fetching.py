@@ -26,6 +26,7 @@ from dalle_model.sources.failures import FAILURES, TRANSIENT
 from dalle_model.sources.fetch_failures import Failed, failure_of
 from dalle_model.sources.hosts import LEFT_ALONE_S, MAX_PAUSE_S, Host, retry_after_s
 from dalle_model.sources.permissions import AGENT, SiteRules, header_reserves, tag_refuses, training_preference
+from dalle_model.sources.room import NoRoom, Room
 from dalle_model.sources.web_urls import parse_url
 
 _T = TypeVar("_T")
@@ -35,7 +36,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _ROBOTS_REDIRECTS = 5  # RFC 9309, section 2.3.1.2
 _ROBOTS_BYTES = 500 * 1024  # RFC 9309, section 2.5: at least this much is parsed
-_HELD_BYTES = 200_000_000  # pictures that wait for a slower one before them
+_HELD_BYTES = 200_000_000  # pictures under way, and those that wait for a slower one before them
 _AHEAD, _MOST_AHEAD = 4, 64  # URLs under way or waiting, per request at once: at first, and when all goes well
 _HOSTS = 4096  # whose rules and pace are remembered at once
 
@@ -97,10 +98,8 @@ class Fetcher:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._hosts: OrderedDict[str, _Site] = OrderedDict()
-        self._held = 0  # bytes of pictures that wait for one before them, and of those under way
         self._ahead = _AHEAD * settings.concurrency
-        self._first = 0  # number of the URL that is waited for
-        self._waiting: dict[int, asyncio.Event] = {}  # for room
+        self._room = Room(_HELD_BYTES)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -136,23 +135,10 @@ class Fetcher:
         if isinstance(result, Refused):
             return tag, result
         found = result.result()
-        self._loop.call_soon_threadsafe(self._taken, len(found.data) if isinstance(found, Fetched) else 0)
-        return tag, found
-
-    def _taken(self, num_bytes: int) -> None:
-        """The first is out of the way, with its picture."""
-        self._first += 1
-        self._held -= num_bytes
-        if num_bytes:
+        self._loop.call_soon_threadsafe(self._room.handed_on)
+        if isinstance(found, Fetched):
             self._ahead = min(self._ahead + 1, _MOST_AHEAD * self._settings.concurrency)
-        ready = list(self._waiting) if self._held <= _HELD_BYTES else [self._first]
-        for number in ready:
-            if event := self._waiting.pop(number, None):
-                event.set()
-
-    def _must_wait(self, number: int) -> bool:
-        """Whether there is no room for its picture; for the first there always is, as all others wait for it."""
-        return self._held > _HELD_BYTES and number > self._first
+        return tag, found
 
     async def _open(self) -> None:
         s = self._settings
@@ -181,7 +167,11 @@ class Fetcher:
         await self._session.close()
 
     async def _fetch(self, text: str, number: int) -> Fetched | Refused:
-        return await self._tried(lambda: self._follow(text, number))
+        while True:
+            try:
+                return await self._tried(lambda: self._follow(text, number))
+            except NoRoom:  # it is asked for again when there is
+                continue
 
     async def _tried(self, fetch: Callable[[], Awaitable[_T]]) -> _T | Refused:
         """What ``fetch`` brings, tried again where that may help."""
@@ -194,6 +184,8 @@ class Fetcher:
                 result = failed.refused
                 if not failed.again:
                     break
+            except NoRoom:
+                raise
             except Exception as error:  # a URL costs its own row and never the run
                 return Refused(Reason.BAD_RESPONSE, f"{type(error).__name__} while it was fetched")
         return result
@@ -211,7 +203,7 @@ class Fetcher:
                     decisions.append(f"redirected to {url.host}")
                     continue
                 words += self._judge_headers(url, response, rules)
-                data = await self._body(response)
+                data = await self._body(response, number)
             return Fetched(data, "; ".join([*decisions, *words]))
         raise Failed(Reason.TOO_MANY_REDIRECTS, f"more than {MAX_REDIRECTS} redirects")
 
@@ -306,11 +298,13 @@ class Fetcher:
     async def _place(self, host: Host, number: int) -> AsyncIterator[None]:
         """A place among the requests of the host and of all, when there is room for what it brings."""
         while True:
-            if self._must_wait(number):
-                await self._waiting.setdefault(number, asyncio.Event()).wait()
+            await self._room.wait(number)
             async with host.slots, self._slots:
-                if not self._must_wait(number):
-                    yield
+                if self._room.enter(number):
+                    try:
+                        yield
+                    finally:
+                        self._room.leave(number)
                     return
 
     def _judge_address(self, url: URL) -> None:
@@ -320,21 +314,19 @@ class Fetcher:
         if address and address != host.partition("%")[0]:
             raise Failed(Reason.BAD_URL, f"{host} is an unusual spelling of {address}")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, number: int) -> bytes:
         limit = self._settings.max_bytes
         if (response.content_length or 0) > limit:
             size = response.content_length or 0
             raise Failed(Reason.TOO_MANY_BYTES, f"{size} bytes are announced, the limit is {limit}", size)
+        self._room.need(number, response.content_length or 0)
         data = bytearray()
-        try:
-            async for piece in response.content.iter_chunked(1 << 16):
-                data += piece
-                self._held += len(piece)
-                if len(data) > limit:
-                    raise Failed(Reason.TOO_MANY_BYTES, f"more than {limit} bytes were sent", len(data))
-        except BaseException:
-            self._held -= len(data)
-            raise
+        async for piece in response.content.iter_chunked(1 << 16):
+            self._room.need(number, len(data) + len(piece), whole=False)
+            data += piece
+            if len(data) > limit:
+                raise Failed(Reason.TOO_MANY_BYTES, f"more than {limit} bytes were sent", len(data))
+        self._room.keep(number, len(data))
         return bytes(data)
 
     def _host(self, url: URL) -> _Site:

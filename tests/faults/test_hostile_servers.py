@@ -6,6 +6,7 @@ import socket
 import socketserver
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from support.web_sites import Page, site
 
 from dalle_model.config import FetchConfig, IngestConfig
 from dalle_model.decoding import Refused
-from dalle_model.sources import fetching
+from dalle_model.sources import fetching, hosts
 from dalle_model.sources.addresses import AddressPolicy
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
 
@@ -168,6 +169,33 @@ def test_pictures_that_wait_for_a_slow_one_are_bounded(monkeypatch: pytest.Monke
         results = fetched([web.url + "/slow", *(f"{web.url}/{n}" for n in range(60))], concurrency=4)
     assert all(isinstance(result, Fetched) for result in results)
     assert asked_meanwhile[0] <= 4 + 1 + 4, "what is held, what passes it, and what is under way"
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "without a length"])
+def test_large_pictures_under_way_count_as_those_that_wait(monkeypatch: pytest.MonkeyPatch, announced: bool) -> None:
+    """Of 24 requests at once none knew of the others: each brought what it had."""
+    body = bytes(2_000_000)
+    monkeypatch.setattr(fetching, "_HELD_BYTES", 2 * len(body))
+    monkeypatch.setattr(hosts, "_PER_HOST", 64)
+    large = answer(body) if announced else b"HTTP/1.1 200 OK\r\n\r\n" + body
+    monkeypatch.setitem(TRAPS, "large", (large, b"", 0, "kept"))
+    monkeypatch.setitem(TRAPS, "slow", (HEAD, PNG, 1.0, "kept"))
+    with hostile() as url:
+        settings = FetchSettings(
+            per_host_per_s=1000, timeout_s=20, concurrency=32, obey_opt_out=False, addresses=LOOPBACK
+        )
+        tracemalloc.start()
+        try:
+            with Fetcher(settings) as fetcher:
+                sizes = [
+                    len(result.data) if isinstance(result, Fetched) else result
+                    for _, result in fetcher.map(enumerate([f"{url}/slow"] + [f"{url}/large"] * 24))
+                ]
+            peak = tracemalloc.get_traced_memory()[1] / len(body)
+        finally:
+            tracemalloc.stop()
+    assert sizes == [len(PNG)] + [len(body)] * 24
+    assert peak < 9, f"memory of {peak:.1f} pictures where there is room for two, and a few for those that come and go"
 
 
 def test_silent_name_servers_hold_up_only_their_own_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
