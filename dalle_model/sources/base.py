@@ -149,6 +149,8 @@ class Inside:
 
     def __call__(self, folder: AnyPath, name: str) -> Named:
         """The file ``name`` beside a metadata file in ``folder``."""
+        if "\\" in name and not _is_there(folder, name):
+            name = name.replace("\\", "/")  # as it is written on Windows
         if isinstance(folder, Path) and name[:1] != "/" and _unusable(name) is None:
             above, _, last = name.rpartition("/")
             place = self._folder(str(folder), above)
@@ -176,6 +178,10 @@ class Inside:
         return found
 
 
+def _is_there(folder: AnyPath, name: str) -> bool:
+    return (folder / name).is_file() if isinstance(folder, Remote) else os.path.lexists(os.path.join(folder, name))
+
+
 def _slashed(folder: str) -> str:
     return folder if folder.endswith("/") else folder + "/"
 
@@ -199,6 +205,8 @@ def _within(root: AnyPath, path: str) -> str | Refused:
 def _unusable(name: str) -> Refused | None:
     if not name or "\0" in name:
         return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+    if name.startswith(("http://", "https://")):
+        return Refused(Reason.BAD_METADATA, "file_name is a URL; a list of URLs is read by urls:LIST")
     try:
         name.isascii() or os.fsencode(name)
     except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by

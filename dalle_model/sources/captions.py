@@ -2,11 +2,16 @@
 
 import html
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from html.entities import html5
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.records import normalise_caption
+from dalle_model.sources.base import Row
+
+MAX_CAPTIONS = 100  # of one picture
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")  # only with its semicolon: AT&T
 
@@ -15,6 +20,28 @@ def _character(found: re.Match[str]) -> str:
     """What a whole reference stands for; itself where its name is unknown (``html.unescape`` makes "¬it;" of "&notit;")."""
     whole = found[0]
     return html.unescape(whole) if whole[1] == "#" else html5.get(whole[1:], whole)
+
+
+def each_caption(row: Row) -> Iterator[Row]:
+    """The row itself; where its caption is a list of captions, one row for each of them."""
+    captions = row.caption
+    if not isinstance(captions, list):
+        yield row
+    elif len(captions) > MAX_CAPTIONS:
+        refused = Refused(Reason.BAD_METADATA, f"{len(captions)} captions of one picture, the limit is {MAX_CAPTIONS}")
+        yield replace(row, caption="", image=refused)
+    else:
+        yield from (replace(row, caption=caption) for caption in captions or [None])
+
+
+def text_of(value: Any) -> Any:
+    """A caption that is stored as bytes, as text; what is no UTF-8 stays bytes, which are refused."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return [text_of(each) for each in value] if isinstance(value, list) else value
 
 
 def check_caption(value: Any, max_chars: int) -> str | Refused:

@@ -6,13 +6,15 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import File, Row, content_digest, files_below, trace_of
+from dalle_model.sources.base import File, Row, content_digest, files_below, inside, skip, trace_of
+from dalle_model.sources.captions import each_caption, text_of
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
 from dalle_model.sources.telling import Tell, silent
 
 _SPLITS = ("train", "test", "validation", "valid", "dev")
 _MAX_REMOTE_BYTES = 200_000_000
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
 
 
 class HuggingFace:
@@ -45,6 +47,9 @@ class HuggingFace:
         if isinstance((data.features or {}).get(self._image), datasets.Image):
             data = data.cast_column(self._image, datasets.Image(decode=False))
         self._data = data
+        kind = (data.features or {}).get(self._caption)
+        first: dict[str, Any] = next(iter(data), {}) if kind is None else {}
+        self._many_captions = isinstance(first.get(self._caption), list) or _is_list(datasets, kind)
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
         content = (
@@ -64,6 +69,13 @@ class HuggingFace:
         return splits[self._split].num_examples if self._split in splits else 0
 
     def rows(self, start: int) -> Iterator[Row]:
+        if not self._many_captions:
+            return self._rows_from(start)
+        # Rows are more than records: only from the first on is it known where one stands.
+        return skip((each for row in self._rows_from(0) for each in each_caption(row)), start)
+
+    def _rows_from(self, start: int) -> Iterator[Row]:
+        """Records from a number on."""
         if hasattr(self._data, "__len__"):
             records: Any = (self._data[n] for n in range(start, len(self._data)))
         else:
@@ -82,7 +94,7 @@ class HuggingFace:
             number += 1
 
     def _row(self, record: dict[str, Any], number: int) -> Row:
-        caption = record.get(self._caption)
+        caption = text_of(record.get(self._caption))
         if self._classes and isinstance(caption, int) and 0 <= caption < len(self._classes):
             caption = self._classes[caption]
         licence, author = record.get("licence", record.get("license")), record.get("author")
@@ -99,6 +111,8 @@ class HuggingFace:
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
         if not (isinstance(path, str) and "://" in path):
             return image_of(value, self._local, self._local)
+        if not self._is_ours(path):
+            return Refused(Reason.OUTSIDE_SOURCE, f"{path[:200]} leads out of the data set")
         from datasets.utils.file_utils import xopen
 
         try:
@@ -106,6 +120,15 @@ class HuggingFace:
                 return bytes(stream.read(_MAX_REMOTE_BYTES))
         except Exception as error:  # network, missing file, permission: one row's trouble
             return Refused(Reason.UNREADABLE_FILE, _words(error))
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether an address that a row gives, perhaps of a member of an archive, lies in the data set, or on the Hub as it does: rows are written by strangers."""
+        *within, place = path.split("::")
+        if any(not part.startswith(_ARCHIVES) for part in within):
+            return False
+        if self._local:
+            return "://" not in place and isinstance(inside(self._local, self._local, place), str)
+        return place.startswith("hf://datasets/")
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi
@@ -153,6 +176,12 @@ def split_words(words: str) -> tuple[str, str, str]:
     if not colon and config in _SPLITS:
         config, split = "", config
     return name, config, split
+
+
+def _is_list(datasets: Any, kind: Any) -> bool:
+    """Whether a feature is a list: the library has had several types for that."""
+    kinds = [getattr(datasets, name) for name in ("List", "LargeList", "Sequence") if hasattr(datasets, name)]
+    return isinstance(kind, (list, *(k for k in kinds if isinstance(k, type))))
 
 
 def _words(error: BaseException) -> str:

@@ -29,7 +29,8 @@ from dalle_model.sources.base import (
     trace_of,
     walk,
 )
-from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, read_lines
+from dalle_model.sources.captions import each_caption
+from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, kind_of, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
@@ -48,7 +49,7 @@ class MetadataFile:
     def __init__(self, kind: str, path: str | Remote, caption_column: str = "") -> None:
         self.name = kind
         self._file = existing(path, kind)
-        if not self._file.is_file() or (self._file.suffix.lower() == ".csv") != (kind == "csv"):
+        if not self._file.is_file() or (kind_of(self._file.name) in ("csv", "tsv")) != (kind == "csv"):
             raise SourceError(f"source {kind}: {path} is no .{kind} file; give one, or imagefolder:FOLDER")
         self._root, self._column = self._file.parent, caption_column
 
@@ -67,7 +68,7 @@ class MetadataFile:
         return count_lines(self._file)
 
     def rows(self, start: int) -> Iterator[Row]:
-        return skip((row for row, _ in self._lines()), start)
+        return skip((each for row, _ in self._lines() for each in each_caption(row)), start)
 
     def _lines(self) -> Iterator[tuple[Row, list[File]]]:
         inside_root = Inside(self._root)
@@ -109,7 +110,7 @@ class ImageFolder:
         return sum(count_lines(path) for path in self._metadata)
 
     def rows(self, start: int) -> Iterator[Row]:
-        return skip(self._all_rows(), start)
+        return skip((each for row in self._all_rows() for each in each_caption(row)), start)
 
     def _all_rows(self) -> Iterator[Row]:
         named, inside_root = array("q"), Inside(self._root)

@@ -3,12 +3,15 @@
 One line stays one row whatever stands in it: a line that is no record is an outcome, not an exception.
 """
 
+import bz2
 import codecs
 import csv
 import gzip
 import io
 import json
+import lzma
 import math
+import re
 import zlib
 from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -16,12 +19,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
+
 from dalle_model.decoding import Reason, Refused
 from dalle_model.sources.remote import AnyPath
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
 DAMAGED_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
+_PACKED = re.compile(r"\.(?:gz|bz2|xz|zst)$")
 _KEPT_CHARS = 500  # of a value that is carried along in `extra`
 _EXTRA_CHARS = 20_000  # of all names and values there: a line may hold a hundred thousand
 
@@ -35,9 +41,9 @@ class Line:
 
 
 def read_lines(path: AnyPath) -> Iterator[Line]:
-    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz behind its name it is unpacked on the way.
+    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz, .bz2, .xz or .zst behind its name it is unpacked on the way.
 
-    A .gz that is cut off or damaged ends with a refused line that says so.
+    One that is cut off or damaged ends with a refused line that says so.
     """
     kind = kind_of(path.name)
     number = 0
@@ -58,15 +64,50 @@ def damaged_gz(lines: int, error: BaseException) -> Refused:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a file by its name, small letters, without a .gz behind it: "csv" of "list.CSV.gz"."""
-    return name.lower().removesuffix(".gz").rpartition(".")[2]
+    """The kind of a file by its name, small letters, without a .gz or the like behind it: "csv" of "list.CSV.gz"."""
+    return _PACKED.sub("", name.lower()).rpartition(".")[2]
 
 
 def unpacked(stream: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
-    """The stream itself, or what a .gz unpacks to."""
-    if name.lower().endswith(".gz"):
-        return cast(AbstractContextManager[BinaryIO], gzip.GzipFile(fileobj=stream, mode="rb"))
-    return nullcontext(stream)
+    """The stream itself, or what a .gz, .bz2, .xz or .zst unpacks to."""
+    kind = name.lower().rpartition(".")[2]
+    found: Any
+    if kind == "gz":
+        found = gzip.GzipFile(fileobj=stream, mode="rb")
+    elif kind == "bz2":
+        found = io.BufferedReader(_Unpacking(bz2.BZ2File(stream)))
+    elif kind == "xz":
+        found = io.BufferedReader(_Unpacking(lzma.LZMAFile(stream)))  # noqa: SIM115 - the caller closes it
+    elif kind == "zst":
+        found = io.BufferedReader(_Unpacking(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
+    else:
+        return nullcontext(stream)
+    return cast(AbstractContextManager[BinaryIO], found)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file is unpacked on the way, by its name."""
+    return _PACKED.search(name.lower()) is not None
+
+
+class _Unpacking(io.RawIOBase):
+    """What a packed stream holds; every library's word for damage is an EOFError here."""
+
+    def __init__(self, packed: Any) -> None:
+        self._packed = packed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._packed.read(len(buffer))
+        except (lzma.LZMAError, pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's or the network's
+                raise
+            raise EOFError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def count_lines(path: AnyPath) -> int:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import File, Row, content_digest, existing, inside, trace_of, walk
+from dalle_model.sources.base import File, Row, content_digest, existing, inside, skip, trace_of, walk
+from dalle_model.sources.captions import each_caption, text_of
 from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
 from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
 from dalle_model.sources.parquet_pages import DamagedPage
@@ -42,6 +43,7 @@ class ParquetFiles:
         self._caption = pick_column(schema.names, caption_column, CAPTION_COLUMNS, f"parquet:{path}", "caption_column")
         self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
         self._max_bytes = max_image_bytes
+        self._many_captions = _is_list(schema.field(self._caption).type)
         self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
@@ -58,6 +60,13 @@ class ParquetFiles:
         return sum(self._open(path).metadata.num_rows for path in self._files)
 
     def rows(self, start: int) -> Iterator[Row]:
+        if not self._many_captions:
+            return self._rows_from(start)
+        # Rows are more than records: only from the first on is it known where one stands.
+        return skip((each for row in self._rows_from(0) for each in each_caption(row)), start)
+
+    def _rows_from(self, start: int) -> Iterator[Row]:
+        """Records from a number on."""
         for path in self._files:
             where = path.relative_to(self._root).as_posix()
             with self._open(path) as file:
@@ -103,14 +112,15 @@ class ParquetFiles:
         return leaf == self._image or leaf.startswith(self._image + ".")
 
     def _row(self, record: dict[str, Any], folder: AnyPath, key: str) -> Row:
+        caption = text_of(record.get(self._caption))
         image = image_of(record.get(self._image), self._root, folder)
-        if isinstance(record.get(self._caption), Refused):
-            image = Refused(Reason.CAPTION_TOO_LONG, record[self._caption].detail)
+        if isinstance(caption, Refused):
+            image = Refused(Reason.CAPTION_TOO_LONG, caption.detail)
         licence, author = record.get("licence", record.get("license")), record.get("author")
         used = {self._caption, self._image, "licence", "license", "author"}
         return Row(
             key,
-            record.get(self._caption),
+            caption,
             image,
             licence if isinstance(licence, str) else "",
             author if isinstance(author, str) else "",
@@ -150,6 +160,13 @@ def _is_bytes(kind: pa.DataType) -> bool:
         or types.is_large_binary(kind)
         or types.is_fixed_size_binary(kind)
         or types.is_binary_view(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind)
     )
 
 
@@ -211,7 +228,7 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except (UnicodeDecodeError, ValueError, OverflowError):
         # Parquet does not check that a string is UTF-8; the caption check refuses what is no text.
-        return b""
+        return b"\xff"
 
 
 def _first_line(error: BaseException) -> str:

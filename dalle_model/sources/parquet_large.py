@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from dalle_model.decoding import Refused
+from dalle_model.sources.captions import text_of
 from dalle_model.sources.parquet_pages import Value, page_bytes, values
 from dalle_model.sources.remote import AnyPath, Remote
 
@@ -65,15 +66,12 @@ class RowsApart:
     def add_to(self, record: dict[str, Any]) -> None:
         """Put the values of the next row into its record, those of a struct's parts into one mapping.
 
-        A text that is no UTF-8 is b"", which no check takes for a text.
+        A text that is no UTF-8 stays bytes, which no check takes for a text.
         """
         for leaf, found in self._values.items():
             value: Any = next(found, None)
             if leaf in self._texts and isinstance(value, bytes):
-                try:
-                    value = value.decode()
-                except UnicodeDecodeError:
-                    value = b""
+                value = text_of(value)
             name, _, part = leaf.partition(".")
             if not part or isinstance(value, Refused):
                 record[name] = value

@@ -1,11 +1,10 @@
 """A list of URLs with captions; the pictures are fetched when they are due.
 
-txt (a URL, white space, its caption), csv, tsv, jsonl and parquet, each also as .gz. The list's content is the source's
+txt (a URL, white space, its caption), csv, tsv, jsonl and parquet, each also packed (.gz, .bz2, .xz, .zst). The list's content is the source's
 identity: what a server sends today is not ours to promise. What was fetched is in the receipts of the step, so a step
 that is killed goes on without asking again for what it has.
 """
 
-import gzip
 import tempfile
 import zlib
 from collections.abc import Container, Iterator
@@ -31,6 +30,7 @@ from dalle_model.sources.metadata import (
     count_lines,
     damaged_gz,
     extra_in,
+    is_packed,
     kind_of,
     read_lines,
     unpacked,
@@ -64,7 +64,7 @@ class UrlList:
         self._kind = kind_of(self._file.name)
         if self._kind not in _KINDS or not self._file.is_file():
             raise SourceError(
-                f"source urls: {path} is no list; give a .{', .'.join(_KINDS)} file, which may also end in .gz"
+                f"source urls: {path} is no list; give a .{', .'.join(_KINDS)} file, which may also end in .gz, .bz2, .xz or .zst"
             )
         self._config = config
         fetch = config.fetch
@@ -188,10 +188,10 @@ class UrlList:
 
 
 def _seekable(path: AnyPath) -> BinaryIO:
-    if not path.name.lower().endswith(".gz"):
+    if not is_packed(path.name):
         return path.open("rb")
     whole = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
-    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed, mode="rb") as stream:
+    with path.open("rb") as packed, unpacked(packed, path.name) as stream:
         while block := stream.read(1 << 20):
             whole.write(block)
             if whole.tell() > _MAX_UNPACKED_BYTES:  # a .gz may be a bomb

@@ -5,6 +5,7 @@ anywhere: names are keys. Links, devices and folders in the place of a file are 
 off, or goes on behind its end keeps the rows before that and has one refused row more, and the next archive goes on.
 """
 
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from lzma import LZMAError
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
-from dalle_model.errors import SourceError
+from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.base import Row, content_digest, existing, size_of, skip, trace_of, walk
+from dalle_model.sources.captions import each_caption
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar
@@ -22,19 +24,22 @@ from dalle_model.sources.telling import Tell, silent
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MOST_PLACES = 1_000_000
 _MAX_MEMBERS = 64  # of one sample; more is no sample but an attack on memory
 
 
 class WebDataset:
-    """A tar file, or all of a folder in sorted order. Captions from ``.txt``, or a caption column of ``.json``."""
+    """A tar file, a range of some, or all of a folder in sorted order. Captions from ``.txt``, or a caption column of ``.json``."""
 
     name = "webdataset"
     vector = False
 
     def __init__(self, path: str | Remote, caption_column: str, max_image_bytes: int) -> None:
-        found = existing(path, "webdataset")
+        named = [existing(each, "webdataset") for each in expanded(path)]
+        found = named[0]
         self._root = found if found.is_dir() else found.parent
-        files = walk(found, hidden=False) if found.is_dir() else iter([found])
+        files = walk(found, hidden=False) if found.is_dir() else iter(named)
         self._files = [p for p in files if p.name.lower().endswith(_SUFFIXES)]
         if not self._files:
             raise SourceError(
@@ -63,7 +68,8 @@ class WebDataset:
 
     def rows(self, start: int) -> Iterator[Row]:
         self._before = self._passed = 0
-        return skip((row for path in self._files for row in self._archive(path)), start)
+        rows = (row for path in self._files for row in self._archive(path))
+        return skip((each for row in rows for each in each_caption(row)), start)
 
     def _archive(self, path: Any) -> Iterator[Row]:
         where = path.relative_to(self._root).as_posix()
@@ -121,6 +127,30 @@ class WebDataset:
         return data
 
 
+def expanded(path: str | Remote) -> list[str | Remote]:
+    """The places that "shard-{000000..000012}.tar" means, in order; one with no such range is itself.
+
+    Raises UsageError for a range in a folder's name, one that falls or has more than a million places.
+    """
+    words = path.key if isinstance(path, Remote) else path
+    found = _RANGE.search(words)
+    if found is None:
+        return [path]
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST_PLACES or "/" in words[found.end() :] or _RANGE.search(words, found.end()):
+        raise UsageError(
+            f"source webdataset: {path}: one range {{0..N}} of at most {_MOST_PLACES} archives in the last part of a path is read; "
+            "give that, or the folder of the archives"
+        )
+    names = [
+        f"{words[: found.start()]}{number:0{len(found[1])}}{words[found.end() :]}" for number in range(first, last + 1)
+    ]
+    if not isinstance(path, Remote):
+        return [*names]
+    path.parent.is_dir()  # lists it: else each would be a request
+    return [Remote(path.bucket, name) for name in names]
+
+
 def _cut(where: str, members: int, words: str) -> Row:
     remedy = "what follows is lost; fetch or write the archive again"
     return Row(where, "", Refused(Reason.UNREADABLE_FILE, f"{words} after {members} members: {remedy}"))
@@ -147,9 +177,7 @@ class _Sample:
     def row(self, where: str, column: str) -> Row:
         record, refused = self._record()
         kinds = [suffix for suffix in _IMAGES if suffix in self.members]
-        image: bytes | Refused = (
-            self.members[kinds[0]] if kinds else Refused(Reason.NO_IMAGE, "the sample has no picture")
-        )
+        image: bytes | Refused = self.members[kinds[0]] if kinds else self._no_picture()
         caption: Any = caption_in(record, column)
         text = self.members.get("txt")
         if caption is None and isinstance(text, bytes):
@@ -163,6 +191,10 @@ class _Sample:
             author if isinstance(author, str) else "",
             extra_in(record, {"text", "caption", "licence", "license", "author", column}),
         )
+
+    def _no_picture(self) -> Refused:
+        members = ", ".join(f".{suffix[:20]}" for suffix in [*self.members][:5])
+        return Refused(Reason.NO_IMAGE, f"the sample has no picture, but {members}: its name ends at its first dot")
 
     def _record(self) -> tuple[dict[str, Any], Refused | None]:
         data = self.members.get("json")

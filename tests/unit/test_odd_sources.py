@@ -1,0 +1,142 @@
+"""Sources as people have them: several captions of a picture, packed lists, Windows paths, ranges of archives."""
+
+import bz2
+import io
+import json
+import lzma
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.bad_images import encoded, photo
+from support.data_steps import Data, write_folder
+
+from dalle_model.config import IngestConfig
+from dalle_model.decoding import Refused
+from dalle_model.errors import SourceError, UsageError
+from dalle_model.sources.captions import MAX_CAPTIONS
+from dalle_model.sources.registry import open_source
+
+PNG, OTHER = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30, seed=1), "PNG")
+
+
+def seen(source: str, start: int = 0) -> list[tuple[str, Any, str]]:
+    """Key, caption, and the reason against each row."""
+    rows = open_source(IngestConfig(source=source)).rows(start)
+    return [(r.key, r.caption, r.image.reason.value if isinstance(r.image, Refused) else "") for r in rows]
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_several_captions_of_a_picture_are_as_many_rows_in_every_source(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    captions = [["one", "two"], [], ["three"], ["x"] * (MAX_CAPTIONS + 1)]
+    table = pa.table({"image": [PNG, OTHER, PNG, OTHER], "text": captions})
+    (tmp_path / "p").mkdir()
+    pq.write_table(table, tmp_path / "p" / "a.parquet", row_group_size=1)
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "disk"))
+    pictures = {"a.png": PNG, "b.png": OTHER, "c.png": PNG, "d.png": OTHER}
+    lines = [{"file_name": name, "text": texts} for name, texts in zip(pictures, captions, strict=True)]
+    write_folder(tmp_path / "f", pictures, lines)
+    members = {name: data for n, (png, data) in enumerate(pictures.items()) for name, data in
+               ((png, data), (f"{png[0]}.json", json.dumps({"text": captions[n]}).encode()))}  # fmt: skip
+    tar_of(tmp_path / "t.tar", members)
+    expected = [("one", ""), ("two", ""), (None, ""), ("three", ""), ("", "bad_metadata")]
+    for source in (f"parquet:{tmp_path}/p", f"hf:{tmp_path}/disk", f"hf:{tmp_path}/p", f"imagefolder:{tmp_path}/f",
+                   f"jsonl:{tmp_path}/f/metadata.jsonl", f"webdataset:{tmp_path}/t.tar"):  # fmt: skip
+        found = seen(source)
+        assert [row[1:] for row in found] == expected, source
+        assert found[0][0] == found[1][0], "the key is the picture's"
+        for start in (1, 4):
+            assert seen(source, start) == found[start:], source
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source=f"parquet:{tmp_path}/p", image_px=32, rows_per_shard=2))
+    assert [row["caption"] for row in data.rows(manifest, "pairs")] == ["one", "two", "three"]
+    assert manifest.stats["reasons"] == {"bad_metadata": 1, "no_caption": 1}
+
+
+def test_captions_that_are_stored_as_bytes_are_texts(tmp_path: Path) -> None:
+    texts = pa.array(["é".encode(), b"\xff"], pa.binary())
+    pq.write_table(pa.table({"image": [PNG, OTHER], "text": texts}), tmp_path / "a.parquet")
+    for source in (f"parquet:{tmp_path}/a.parquet", f"hf:{tmp_path}"):
+        assert [row[1] for row in seen(source)] == ["é", b"\xff"]
+
+
+def zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zst)])
+def test_packed_lists_are_unpacked_and_damage_is_a_row(tmp_path: Path, suffix: str, pack: Any) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    lines = b"".join(b'{"file_name": "a.png", "text": "row %d"}\n' % n for n in range(2_000))
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(pack(lines))
+    assert seen(f"jsonl:{tmp_path}/a.jsonl.{suffix}", 1_999) == [("a.png", "row 1999", "")]
+    assert open_source(IngestConfig(source=f"jsonl:{tmp_path}/a.jsonl.{suffix}")).count() == 2_000
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(pack(lines)[:-20])
+    *_, last = seen(f"jsonl:{tmp_path}/a.jsonl.{suffix}")
+    assert last[2] == "unreadable_file"
+    for name, cells in (("csv", "file_name,text\na.png,x\n"), ("TSV", "file_name\ttext\na.png\tx\n")):
+        (tmp_path / f"a.{name}.{suffix}").write_bytes(pack(cells.encode()))
+        assert seen(f"csv:{tmp_path}/a.{name}.{suffix}") == [("a.png", "x", "")]
+    (tmp_path / f"u.txt.{suffix}").write_bytes(pack(b"ftp://x/a one\n"))
+    assert seen(f"urls:{tmp_path}/u.txt.{suffix}") == [("ftp://x/a", "one", "bad_url")]
+    with pytest.raises(SourceError, match=r"is no \.jsonl file"):
+        seen(f"jsonl:{tmp_path}/a.csv.{suffix}")
+
+
+def test_paths_of_windows_and_addresses_among_paths(tmp_path: Path) -> None:
+    pictures = {"a/1.png": PNG, "a\\2.png": OTHER}
+    names = ["a\\1.png", "a\\2.png", "a\\..\\..\\1.png", "C:\\a\\1.png", "https://example.org/1.png"]
+    lines = [{"file_name": name, "text": f"{n}"} for n, name in enumerate(names)]
+    write_folder(tmp_path / "set", pictures, lines)
+    found = seen(f"jsonl:{tmp_path}/set/metadata.jsonl")
+    assert [row[0] for row in found[:2]] == ["a/1.png", "a\\2.png"], "a name of this system may hold a backslash"
+    assert [row[2] for row in found] == ["", "", "outside_source", "", "bad_metadata"]
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source=f"imagefolder:{tmp_path}/set", image_px=32))
+    assert manifest.rows == 2 and manifest.stats["rows_in"] == 5, "what is named is not found a second time as nameless"
+
+
+def test_a_range_of_archives(tmp_path: Path) -> None:
+    for n in (8, 9, 10):
+        tar_of(tmp_path / f"s-{n:04d}.tar", {"A.JPG": PNG, "A.TXT": f"picture {n}".encode()})
+    found = seen(f"webdataset:{tmp_path}/s-{{0008..0010}}.tar")
+    assert [row[:2] for row in found] == [(f"s-{n:04d}.tar/A", f"picture {n}") for n in (8, 9, 10)]
+    with pytest.raises(SourceError, match=r"s-0011\.tar does not exist"):
+        seen(f"webdataset:{tmp_path}/s-{{0008..0011}}.tar")
+    for bad in ("s-{3..1}.tar", "s-{0..9999999}.tar", "{0..1}/s.tar"):
+        with pytest.raises(UsageError, match="one range"):
+            seen(f"webdataset:{tmp_path}/{bad}")
+    tar_of(tmp_path / "dots.tar", {"c.v2.jpg": PNG, "c.v2.txt": b"x"})
+    (row,) = open_source(IngestConfig(source=f"webdataset:{tmp_path}/dots.tar")).rows(0)
+    assert isinstance(row.image, Refused) and ".v2.jpg, .v2.txt" in row.image.detail
+
+
+def test_rows_of_a_data_set_lead_nowhere_else(tmp_path: Path) -> None:
+    """A row may say where its picture lies, and ``datasets`` opens whatever address that is."""
+    pytest.importorskip("datasets")
+    folder, secret = tmp_path / "set", tmp_path / "secret.png"
+    folder.mkdir()
+    secret.write_bytes(PNG)
+    (folder / "mine.png").write_bytes(PNG)
+    paths = [f"file://{secret}", "http://127.0.0.1:9/a.png", f"zip://a.png::{tmp_path}/other.zip", f"simplecache::file://{secret}",
+             f"zip://a::file://{secret}", "../secret.png", "mine.png"]  # fmt: skip
+    table = pa.table(
+        {"image": [{"bytes": None, "path": p} for p in paths], "text": [f"{n}" for n in range(len(paths))]}
+    )
+    pq.write_table(table, folder / "a.parquet")
+    rows = list(open_source(IngestConfig(source=f"hf:{folder}")).rows(0))
+    assert [r.image.reason.value if isinstance(r.image, Refused) else "" for r in rows] == ["outside_source"] * 6 + [""]
