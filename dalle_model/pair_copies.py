@@ -6,6 +6,7 @@ Everything here is a pure function of (seed, pair id, copy): a row is the same a
 import hashlib
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ def _word_set(text: str) -> frozenset[str]:
 # mirror image means something else, or nothing.
 NEVER_MIRRORED = _word_set(
     """
-    flag banner emblem coat-of-arms logo badge sign signpost signboard billboard poster placard label sticker stamp
+    flag banner emblem coat-of-arms coats-of-arms logo badge sign signpost signboard billboard poster placard label sticker stamp
     letter alphabet word text writing written font title numeral number digit keycap button input symbol latin
+    barcode qr caption subtitle headline slogan inscription lettering handwriting handwritten calligraphy graffiti
     arrow left right leftward leftwards rightward rightwards east west eastward westward clockwise counterclockwise
     anticlockwise forward backward previous rewind fast-forward
     clock watch time hour minute hourglass o'clock oclock thirty stopwatch timer calendar date schedule chart graph
@@ -36,7 +38,7 @@ NEVER_MIRRORED = _word_set(
     newspaper book magazine page scroll document receipt memo ticket menu keyboard typewriter screen music note score
     clef dollar euro pound yen yuan rupee ruble currency banknote coin percent plus minus division
     question exclamation ampersand hash hashtag comma bracket slash zodiac check tick
-    license-plate licence-plate passport card speedometer gauge thermometer ruler abacus dice domino mahjong
+    license-plate licence-plate number-plate passport card speedometer gauge thermometer ruler abacus dice domino mahjong
     """
 )
 # A picture whose caption speaks of tone keeps its brightness and contrast: "light skin tone" must stay light.
@@ -74,7 +76,8 @@ def augment(
     """
     if copy == 0:
         return square(image, min(image.shape[:2])), caption
-    return augment_image(image, caption, pair_id, copy, config), augment_caption(caption, facts, pair_id, copy, config)
+    words = all_words(caption, facts)
+    return augment_image(image, words, pair_id, copy, config), augment_caption(caption, facts, pair_id, copy, config)
 
 
 def augment_caption(caption: str, facts: Mapping[str, Any], pair_id: str, copy: int, config: AugmentConfig) -> str:
@@ -95,22 +98,30 @@ def augment_caption(caption: str, facts: Mapping[str, Any], pair_id: str, copy: 
     return config.templates[place - 1].replace("{}", text) if place else text
 
 
-def augment_image(image: UInt8Array, caption: str, pair_id: str, copy: int, config: AugmentConfig) -> UInt8Array:
-    """The picture of a copy: a square crop within the centre square, perhaps mirrored, its tone a little changed."""
+def augment_image(image: UInt8Array, words: str, pair_id: str, copy: int, config: AugmentConfig) -> UInt8Array:
+    """The picture of a copy: a square crop within the centre square, perhaps mirrored, its tone a little changed.
+
+    ``words`` say what must not be changed: the caption, or ``all_words``.
+    """
     draw = _draws(config.seed, pair_id, copy)
     full = min(image.shape[:2])
     side = max(1, full - int(draw["crop"] * config.crop * full))
     left = (image.shape[1] - full) // 2 + int(draw["left"] * (full - side + 1))
     top = (image.shape[0] - full) // 2 + int(draw["top"] * (full - side + 1))
     out = image[top : top + side, left : left + side]
-    if config.mirror and draw["mirror"] < 0.5 and may_be_mirrored(caption):
+    if config.mirror and draw["mirror"] < 0.5 and may_be_mirrored(words):
         out = out[:, ::-1]
-    if config.colour and may_change_tone(caption):
+    if config.colour and may_change_tone(words):
         picture = Image.fromarray(np.ascontiguousarray(out))
         for enhance, name in ((ImageEnhance.Brightness, "brightness"), (ImageEnhance.Contrast, "contrast")):
             picture = enhance(picture).enhance(1 + (2 * draw[name] - 1) * config.colour)
         out = np.asarray(picture)
     return np.ascontiguousarray(out)
+
+
+def all_words(caption: str, facts: Mapping[str, Any]) -> str:
+    """What is known of a picture in words: "France" may be the flag of France by another name."""
+    return "; ".join([caption, *_words_of(facts, "aliases"), *_words_of(facts, "keywords", "tags")])
 
 
 def may_be_mirrored(caption: str) -> bool:
@@ -128,11 +139,15 @@ def may_change_tone(caption: str) -> bool:
 
 
 def _named(caption: str, words: frozenset[str]) -> bool:
-    for word in _WORD.findall(caption.casefold().replace("’", "'")):
+    found = _WORD.findall(caption.casefold().replace("’", "'"))
+    pairs = map("-".join, pairwise(found))  # "license plate"
+    triples = map("-".join, zip(found, found[1:], found[2:], strict=False))  # "coat of arms"
+    for word in (*found, *pairs, *triples):
         forms = {
             word,
             word.removesuffix("s"),
             word.removesuffix("es"),
+            re.sub("ies$", "y", word),
             word.removesuffix("'s"),
             *re.split(r"[-']", word),
         }

@@ -111,9 +111,7 @@ def sweep(
 @app.command()
 def export(
     ref: Ref,
-    folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="New folder to write; a model also to s3://BUCKET/PREFIX.")
-    ],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New folder to write, or s3://BUCKET/PREFIX.")],
     store: Store = DEFAULT_STORE,
     as_json: Json = False,
     debug: Debug = False,

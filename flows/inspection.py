@@ -227,7 +227,7 @@ def sweep(
 
 
 def export(settings: Settings, ref: str, place: str) -> Shown:
-    """``dalle export``: pairs as an imagefolder, a model as a folder or under an ``s3://`` address."""
+    """``dalle export``: pairs as an imagefolder, a model as a folder; either also under an ``s3://`` address."""
     from tasks.export import export_pairs
 
     store = open_store(settings)
@@ -241,11 +241,12 @@ def export(settings: Settings, ref: str, place: str) -> Shown:
             f"{wrote['files']} files, {wrote['bytes'] / 1e6:.1f} MB are in {where}; "
             f'load them with TextToImage.from_pretrained("{where}")'
         ]
-    folder = Path(place)
-    counts = export_pairs(store, manifest, folder)
-    return {"folder": str(folder.absolute()), **counts}, [
-        f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {folder.absolute()}"
-    ]
+    counts = export_pairs(store, manifest, place, settings)
+    where = place if "://" in place else str(Path(place).absolute())
+    lines = [f"{counts['pairs']:,} pairs and {counts['rejected']:,} rejected rows are in {where}"]
+    if counts["withdrawn"]:
+        lines.append(f"{counts['withdrawn']:,} pairs are left out: they were withdrawn by dalle forget")
+    return {"folder": where, **counts}, lines
 
 
 def list_presets() -> Shown:

@@ -15,7 +15,7 @@ from dalle_model.config import AugmentConfig, EncodeConfig
 from dalle_model.errors import DataError
 from dalle_model.images import decode_rgb, square, to_float
 from dalle_model.metrics import code_usage, psnr
-from dalle_model.pair_copies import augment_caption, augment_image
+from dalle_model.pair_copies import all_words, augment_caption, augment_image
 from dalle_model.records import token_row
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.encoding import prepared
@@ -100,23 +100,22 @@ def _with_copies(job: Job, table: pa.Table) -> pa.Table:
             augment_caption(captions[o], facts[o] if facts else {}, ids[o], k, config)
             for o, k in zip(origin.tolist(), copy.tolist(), strict=True)
         ]
-        original = table["caption"].take(pa.array(origin))
+        words = [all_words(caption, facts[n] if facts else {}) for n, caption in enumerate(captions)]
+        about = pa.array(words, pa.string()).take(pa.array(origin))
         table = table.take(pa.array(origin))
         table = table.set_column(table.schema.get_field_index("caption"), "caption", pa.array(worded, pa.string()))
-        table = table.append_column("original", original)
+        table = table.append_column("about", about)
     return table.append_column("augmentation", pa.array(copy, pa.int32()))
 
 
 def _squares_of(rows: pa.Table, px: int, config: AugmentConfig) -> Squares:
-    """Squares of rows and of their augmented copies. What may change is read from the pair's own caption."""
-    ids, copies, captions = (rows[name].to_pylist() for name in ("id", "augmentation", "original"))
+    """Squares of rows and of their augmented copies. What may change is read from the pair's own words."""
+    ids, copies, words = (rows[name].to_pylist() for name in ("id", "augmentation", "about"))
 
     def squares(positions: npt.NDArray[np.int64], pictures: Sequence[bytes]) -> UInt8:
         made = [
             square(
-                augment_image(decode_rgb(data), captions[p], ids[p], copies[p], config)
-                if copies[p]
-                else decode_rgb(data),
+                augment_image(decode_rgb(data), words[p], ids[p], copies[p], config) if copies[p] else decode_rgb(data),
                 px,
             )
             for p, data in zip(positions.tolist(), pictures, strict=True)

@@ -154,7 +154,7 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
     """
     with spool_folder(settings.spool, "f" * 64) as spool:
         lineage = Lineage(store, spool)
-        rule = _rule(what, lineage, note)
+        rule = _rule(what, lineage, note, removals_of(store))
         ids = _ids(lineage, rule, removals_of(store, rule))
         new = write_rule(store, rule, ids) if not dry_run else False
         fault_point("forget.after_rule")
@@ -170,7 +170,7 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
     return Forgotten(rule, new, sorted(ids), touched)
 
 
-def _rule(what: str, lineage: Lineage, note: str) -> Rule:
+def _rule(what: str, lineage: Lineage, note: str, earlier: Removals) -> Rule:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     kind, colon, value = what.partition(":")
     if colon and kind in _KINDS and value:
@@ -180,6 +180,9 @@ def _rule(what: str, lineage: Lineage, note: str) -> Rule:
     if _ID.fullmatch(what):
         return Rule(kind="id", value=what, at=at, note=note)
     found: dict[str, set[str]] = {name: set() for name in _KINDS}
+    for rule in earlier.rules:  # after its last bytes are erased no ledger has a key or an address any more
+        if rule.value == what or (rule.kind == "id" and _SHORT_ID.fullmatch(what) and rule.value.startswith(what)):
+            found[rule.kind].add(rule.value)
     near: set[str] = set()
     for table in lineage.ledgers():
         sources = table["source"].unique().to_pylist()

@@ -279,6 +279,12 @@ def _refuse_empty(selection: Selection, config: CurateConfig) -> None:
             f"none of {total} pairs survives curation: {count} are dropped as {reason} ({test.words}); move that threshold, or use preset none"
         )
     splits = selection.splits()
+    if config.folds and not splits["test"]:
+        clusters = len(np.unique(selection.clusters[selection.kept]))
+        raise DataError(
+            f"fold {config.fold} of {config.folds} is empty: the {int(selection.kept.sum())} kept pairs are {clusters} clusters of kin, "
+            "and each is in one fold as a whole; lower curate.folds, or bring more pairs"
+        )
     if not splits["train"]:
         others = ", ".join(f"{count} {name}" for name, count in splits.items() if count)
         folds = (

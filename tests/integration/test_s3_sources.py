@@ -19,6 +19,7 @@ from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.sources import imagefolder, telling
 from dalle_model.sources.registry import open_sources
 from tasks.artifacts import Part
+from tasks.export import export_pairs
 from tasks.job import Job
 from tasks.s3_source import S3Bucket, remote_opener
 from tasks.stages import INGEST
@@ -175,3 +176,24 @@ def test_trouble_with_a_bucket_is_named(moto: Server, tmp_path: Path, monkeypatc
         data.ingest(IngestConfig(source=f"imagefolder:s3://{BUCKET}/no/such/place"))
     with pytest.raises(UsageError, match="gs:// is not read"):
         data.ingest(IngestConfig(source="imagefolder:gs://bucket/x"))
+
+
+def test_pairs_are_exported_to_a_bucket(moto: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in moto.env().items():
+        monkeypatch.setenv(name, value)
+    data, there = Data(tmp_path), moto.uri()
+    pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(3)}
+    lines = [{"file_name": name, "text": name} for name in [*pictures, "gone.png"]]
+    manifest = data.ingest(IngestConfig(source=f"imagefolder:{write_folder(tmp_path / 'set', pictures, lines)}"))
+    settings = data.settings.model_copy(update={"endpoint_url": moto.url})
+    wrote = export_pairs(data.store, manifest, there, settings)
+    assert wrote == export_pairs(data.store, manifest, str(tmp_path / "here"), settings)
+    assert wrote == {"pairs": 3, "rejected": 1, "withdrawn": 0}
+    bucket, files = moto.store(there), [p for p in (tmp_path / "here").rglob("*") if p.is_file()]
+    assert sorted(bucket.keys("")) == sorted(path.relative_to(tmp_path / "here").as_posix() for path in files)
+    for path in files:
+        assert bucket.load(path.relative_to(tmp_path / "here").as_posix()) == path.read_bytes()
+    with pytest.raises(UsageError, match="is not empty"):
+        export_pairs(data.store, manifest, there, settings)
+    with pytest.raises(UsageError, match="gs://x/y: give a folder or s3"):
+        export_pairs(data.store, manifest, "gs://x/y", settings)

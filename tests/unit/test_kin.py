@@ -102,6 +102,23 @@ def test_each_fold_is_the_test_split_once_and_kin_is_never_on_both_sides(kin: tu
         CurateConfig(folds=3, fold=3)
 
 
+def test_a_fold_that_no_cluster_falls_into_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """Cross-validation of a tiny set ended in an evaluation that had no pictures."""
+    pictures = {f"{n}.png": encoded(photo(64, 64, seed=n), "PNG") for n in range(3)}
+    lines = [{"file_name": name, "text": f"picture {name}"} for name in pictures]
+    data = Data(tmp_path)
+    pairs = data.ingest(IngestConfig(source=f"imagefolder:{write_folder(tmp_path / 'set', pictures, lines)}"))
+    tested, empty = 0, 0
+    for fold in range(5):
+        try:
+            made = data.curate(CurateConfig(folds=5, fold=fold, valid_share=0), pairs)
+            tested += made.stats["splits"]["test"]
+        except DataError as error:
+            assert f"fold {fold} of 5 is empty: the 3 kept pairs are 3 clusters of kin" in str(error)
+            empty += 1
+    assert tested == 3 and empty >= 2
+
+
 def test_what_touches_an_excluded_set_is_dropped_with_its_kin(kin: tuple[Data, Manifest], tmp_path: Path) -> None:
     data, pairs = kin
     foreign = {

@@ -11,7 +11,7 @@ import pytest
 from support.tiny import TinyRun, section_of, tiny_config
 
 from dalle_model.config import AugmentConfig
-from dalle_model.pair_copies import augment, augment_image, may_be_mirrored, may_change_tone
+from dalle_model.pair_copies import all_words, augment, augment_image, may_be_mirrored, may_change_tone
 from tasks.settings import Settings
 from tasks.stages import STAGES
 from tasks.step import run_step
@@ -56,6 +56,7 @@ NEVER = [
     "flag: Italy", "the flags of many nations", "left arrow", "a sign that says stop", "three o’clock", "wall clocks",
     "keycap: 5", 'a wall with "hello" on it', "a page of text", "new button", "a right-facing fist", "world map", "row of 3 ducks",
     "the number of the beast", "a T-shirt with the word 'peace'", "newspapers on a table",
+    "coat of arms of Kent", "a car with its license plates", "Number plate", "foreign currencies", "graffiti in Berlin",
 ]  # fmt: skip
 MAY = [
     "a red heart",
@@ -83,6 +84,14 @@ def test_other_pictures_are_mirrored_half_of_the_time(caption: str) -> None:
     assert all(m or (image == PICTURE[:, 10:70]).all() for m, image in zip(mirrored, made, strict=True))
     still = config.model_copy(update={"mirror": False})
     assert all((augment_image(PICTURE, caption, f"{n}", 1, still) == PICTURE[:, 10:70]).all() for n in range(9))
+
+
+def test_other_names_of_a_thing_count_as_well() -> None:
+    config = AugmentConfig(copies=1, crop=0, colour=0)
+    for facts in ({"aliases": ["flag of France"]}, {"keywords": "nation, flag"}):
+        made = [augment(PICTURE, "France", facts, f"{n}", 1, config)[0] for n in range(20)]
+        assert all((image == PICTURE[:, 10:70]).all() for image in made), facts
+    assert all_words("a", {"aliases": ["b"], "keywords": "c, d"}) == "a; b; c; d"
 
 
 def test_crops_stay_within_their_share_and_tones_where_the_caption_speaks_of_them() -> None:
