@@ -47,6 +47,7 @@ class S3Bucket:
             tally.add(len(found))
             tally.show()
             if not answer.get("IsTruncated"):
+                tally.end()
                 return
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 

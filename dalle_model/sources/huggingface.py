@@ -6,8 +6,9 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import File, Row, content_digest, files_below, inside, skip, trace_of
+from dalle_model.sources.base import File, Row, files_below, inside, skip, trace_of
 from dalle_model.sources.captions import each_caption, text_of
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
 from dalle_model.sources.telling import Tell, silent

@@ -18,7 +18,6 @@ from dalle_model.sources.base import (
     File,
     Inside,
     Row,
-    content_digest,
     existing,
     files_below,
     inside,
@@ -30,6 +29,7 @@ from dalle_model.sources.base import (
     walk,
 )
 from dalle_model.sources.captions import each_caption
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, kind_of, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent

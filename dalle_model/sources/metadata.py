@@ -1,6 +1,6 @@
 """Metadata lines of unknown quality (JSON lines, CSV) -> one record per line, or the reason why it is none.
 
-One line stays one row whatever stands in it: a line that is no record is an outcome, not an exception.
+One line stays one record whatever stands in it: a line that is none is an outcome, not an exception.
 """
 
 import bz2

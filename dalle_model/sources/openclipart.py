@@ -12,7 +12,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import Row, content_digest, existing, inside, trace_of, walk
+from dalle_model.sources.base import Row, existing, inside, trace_of, walk
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.telling import Tell, silent
 
 DEFAULT_ROOT = "/usr/share/openclipart"

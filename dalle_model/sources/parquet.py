@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import File, Row, content_digest, existing, inside, skip, trace_of, walk
+from dalle_model.sources.base import File, Row, existing, inside, skip, trace_of, walk
 from dalle_model.sources.captions import each_caption, text_of
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
 from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
 from dalle_model.sources.parquet_pages import DamagedPage
@@ -18,6 +19,7 @@ from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
+_GROUPS = 16  # row groups that are looked at before they are read
 _BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
 
 
@@ -88,7 +90,7 @@ class ParquetFiles:
         columns = [f.name for f in file.schema_arrow if self._is_used(f)]
         leaves = leaves_of(file, columns)
         try:
-            for large, some in groupby(groups, lambda group: large_of(file, group, leaves, path)):
+            for (large, _), some in groupby(groups, lambda g: (large_of(file, g, leaves, path), g // _GROUPS)):
                 if not large:
                     batches = file.iter_batches(_BATCH_ROWS, row_groups=list(some), columns=columns)
                     start = yield from _rows_of(batches, start, None)

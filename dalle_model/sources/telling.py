@@ -32,6 +32,7 @@ class Tally:
         self._unit = prefix + words
         self._lock = threading.Lock()
         self._done = self._files = 0
+        self._told = False
         self._next = time.monotonic() + _FIRST_S
 
     def add(self, amount: int, *, files: int = 0) -> None:
@@ -43,10 +44,17 @@ class Tally:
     def show(self) -> None:
         """Tell, unless it was told a moment ago."""
         now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _EVERY_S
-        total = -(-self._total // self._scale)
+        if now >= self._next:
+            self._next = now + _EVERY_S
+            self._told = True
+            self._say(-(-self._total // self._scale))
+
+    def end(self) -> None:
+        """All is done: told only where something was told before."""
+        if self._told:
+            self._say(max(1, -(-self._done // self._scale)))
+
+    def _say(self, total: int) -> None:
         done = -(-self._done // self._scale)
         figures = {"files": self._files} if self._files else {}
         self._tell(min(done, total) if total else done, total, self._unit, **figures)

@@ -19,8 +19,9 @@ from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.addresses import AddressPolicy
-from dalle_model.sources.base import Row, content_digest, existing, trace_of
+from dalle_model.sources.base import Row, existing, trace_of
 from dalle_model.sources.captions import check_caption
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
 from dalle_model.sources.metadata import (

@@ -15,8 +15,9 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources.base import Row, content_digest, existing, size_of, skip, trace_of, walk
+from dalle_model.sources.base import Row, existing, size_of, skip, trace_of, walk
 from dalle_model.sources.captions import each_caption
+from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar

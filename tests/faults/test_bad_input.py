@@ -121,7 +121,9 @@ CAPTIONS: list[tuple[str, str]] = [
     ("17", "caption_not_text"),
     ("NaN", "caption_not_text"),
     ("true", "caption_not_text"),
-    ('["a", "b"]', "caption_not_text"),
+    ('["a"]', KEPT),
+    ("[]", "no_caption"),
+    ('[["a", "b"]]', "caption_not_text"),
     ('{"en": "a"}', "caption_not_text"),
     ('"a", "text": "b"', "bad_metadata"),
     ('"unfinished', "bad_metadata"),
@@ -145,7 +147,7 @@ def test_hostile_captions_are_kept_or_refused_as_documented(tmp_path: Path) -> N
     # Lines that name no file leave their pictures without a caption; those are rows of their own.
     nameless = sum(outcome == "bad_metadata" for _, outcome in CAPTIONS)
     assert manifest.stats["rows_in"] == len(CAPTIONS) + nameless
-    assert manifest.stats["reasons"]["no_caption"] == 4 + nameless
+    assert manifest.stats["reasons"]["no_caption"] == 5 + nameless
 
 
 def test_a_damaged_parquet_file_is_one_line_and_nothing_half_written(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ LINES = [
     ('{"file_name": "/etc/passwd", "text": "x"}', "outside_source"),
     ('{"file_name": "1.png", "text": "' + "x" * MAX_LINE_BYTES + '"}', "bad_metadata"),
     ('{"file_name": "1.png"}', None),
-    ('{"file_name": "1.png", "text": ["a"]}', ["a"]),
+    ('{"file_name": "1.png", "text": ["a"]}', "a"),
     ('{"file_name": "1.png", "text": "last", "n": 1e999, "big": ' + "9" * 5000 + "}", "bad_metadata"),
 ]
 
