@@ -51,6 +51,7 @@ class RowsApart:
     ) -> None:
         self._opened = ExitStack()
         self._values: dict[str, Iterator[Value]] = {}
+        self._whole = set(file.schema_arrow.names)  # a column's own name may hold a dot
         self._texts = {leaf for leaf in limits if file.schema.column(leaves[leaf]).logical_type.type in _TEXTS}
         for leaf, limit in limits.items():
             stream = self._opened.enter_context(path.open("rb"))
@@ -72,7 +73,7 @@ class RowsApart:
             value: Any = next(found, None)
             if leaf in self._texts and isinstance(value, bytes):
                 value = text_of(value)
-            name, _, part = leaf.partition(".")
+            name, _, part = (leaf, "", "") if leaf in self._whole else leaf.partition(".")
             if not part or isinstance(value, Refused):
                 record[name] = value
             elif not isinstance(record.get(name), Refused):

@@ -100,6 +100,16 @@ def test_a_giant_picture_is_refused_and_its_neighbours_are_not(tmp_path: Path, m
     assert isinstance(rows[2].image, Refused) and rows[2].image.reason == "caption_too_long"
 
 
+def test_large_columns_stand_beside_lists_and_may_have_a_dot_in_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_large, "LARGE_CHUNK_BYTES", 0)
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"jpg.data": [b"a", b"b"], "text": [["one", "two"], ["three"]]}), path)
+    rows = ParquetFiles(path.as_posix(), image_column="jpg.data").rows(0)
+    assert [(row.image, row.caption) for row in rows] == [(b"a", "one"), (b"a", "two"), (b"b", "three")]
+
+
 def test_a_page_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The index of the file says that it is small: a bomb would."""
     path = tmp_path / "x.parquet"
