@@ -35,6 +35,10 @@ _NOT_APPLICABLE = {
     "captions met, agreement with the text": "the model reads no caption",
 }
 _OF_THE_MODEL = ("psnr_train", "psnr_valid", "bits_per_pixel_train", "bits_per_pixel_valid")  # of a VAE
+_MEASURED_ON = {
+    "train": "training pictures, spread evenly",
+    "valid": "pictures of the splits valid and test, spread evenly",
+}
 _FAMILIES = {"vae": "Gaussian VAE", "gan": "DCGAN"}
 
 
@@ -61,7 +65,9 @@ def work(job: Job) -> Outcome:
     _measure(found, made, truth, copies, detector, network)
     for name in _OF_THE_MODEL:
         if name in model.stats:
-            found.add(name, model.stats[name], None, "as training measured it", n=int(model.stats["trained_on"]))
+            split = name.rsplit("_", 1)[1]
+            n = int(model.stats.get(f"measured_{split}", model.stats["trained_on"]))
+            found.add(name, model.stats[name], None, "as training measured it", n=n, reference=_MEASURED_ON[split])
     data = _report(job, model, curated, found, made, truth, training, copies)
     objects = (
         job.put(json.dumps(found.document(), sort_keys=True, indent=1).encode(), ext="json", role="metrics"),

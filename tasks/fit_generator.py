@@ -87,6 +87,7 @@ def _measured(job: Job, network: GaussianVae, splits: dict[str, PictureSet], run
         if not len(pictures.images):
             continue
         images = np.asarray(pictures.images[spread(len(pictures.images), _MEASURED)])
+        out[f"measured_{split}"] = len(images)
         truth = to_float(images)
         mean, _ = network.to(runtime.device).eval().encode(truth.to(runtime.device))
         out[f"psnr_{split}"] = float(psnr(network.decode(mean).float().cpu(), truth).mean())

@@ -89,6 +89,11 @@ def test_evaluation_measures_the_sets_and_says_what_has_no_meaning(family: Famil
     assert "recognisability" not in document["metrics"]
     assert "recognisability" in document["protocol"]["not_applicable"]
     assert ("bits_per_pixel_train" in document["metrics"]) == (family.config.family == "vae")
+    if family.config.family == "vae":
+        splits = family.manifest("curate").stats["splits"]
+        on = {"psnr_train": splits["train"], "psnr_valid": splits["valid"] + splits["test"]}
+        told = {name: document["records"][name]["n"] for name in on if name in document["records"]}
+        assert told == {name: n for name, n in on.items() if n}
     page = family.read("evaluate", "report").decode()
     assert "reads no prompt" in page and "Not measured" in page
 
