@@ -31,6 +31,17 @@ def lr_share(config: OptimConfig, step: int) -> float:
     return 1.0
 
 
+def unreached_peak(config: OptimConfig) -> str:
+    """What to say of a run that ends inside its warm-up; empty if it does not."""
+    if config.steps >= config.warmup_steps:
+        return ""
+    most = lr_share(config, config.steps - 1)
+    return (
+        f"the run ends after {config.steps} of {config.warmup_steps} updates of warm-up, at {most:.0%} of its peak step "
+        "size; lower warmup_steps, or raise steps"
+    )
+
+
 def halved(progress: float, times: int = 5) -> float:
     """1, halved ``times`` times at even distances as ``progress`` goes from 0 to 1.
 

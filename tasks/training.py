@@ -16,6 +16,7 @@ from dalle_model.checkpoint import TrainState
 from dalle_model.config import OptimConfig
 from dalle_model.errors import CorruptObject
 from dalle_model.objectives import Objective
+from dalle_model.optim import unreached_peak
 from dalle_model.runtime import Runtime
 from dalle_model.sharding import write_shards
 from dalle_model.training import FitResult, TrainingStopped, fit, training_bytes
@@ -67,6 +68,8 @@ def train(
         training_bytes(objective.network, optim, objective.critic, world=runtime.world),
         f"training {sum(p.numel() for p in objective.network.parameters()):,} parameters",
     )
+    if runtime.rank == 0 and (said := unreached_peak(optim)):
+        job.log(said)
     live = LiveView(job, objective, optim, runtime, title, draw)
     resume, samples = newest_checkpoint(job)
     if resume is not None:

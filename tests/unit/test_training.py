@@ -17,7 +17,7 @@ from dalle_model.config import ModelConfig, OptimConfig, TokenizerConfig, TrainC
 from dalle_model.dalle import build_dalle
 from dalle_model.errors import DataError, DeviceError, TrainingDiverged
 from dalle_model.objectives import Batch, BpeDropout, DalleObjective, Loss, head_cross_entropy
-from dalle_model.optim import Muon, lr_share
+from dalle_model.optim import Muon, lr_share, unreached_peak
 from dalle_model.picture_objectives import tokenizer_objective
 from dalle_model.runtime import Runtime
 from dalle_model.token_batches import RowOrder, TokenRows, pad_text, rarity_weights
@@ -242,6 +242,11 @@ def test_step_size_schedules_at_their_corners() -> None:
         assert lr_share(config, 100) == pytest.approx(end)
     stable = OptimConfig(steps=101, warmup_steps=0, schedule="wsd", final_lr_share=0.0)
     assert lr_share(stable, 79) == 1.0 and lr_share(stable, 90) == pytest.approx(0.5)
+
+
+def test_a_run_that_ends_inside_its_warm_up_is_told_how_far_it_comes() -> None:
+    assert "50 of 200 updates of warm-up, at 25% of its peak" in unreached_peak(OptimConfig(steps=50, warmup_steps=200))
+    assert unreached_peak(OptimConfig(steps=50, warmup_steps=50)) == "" != unreached_peak(OptimConfig(steps=49, warmup_steps=50))  # fmt: skip
 
 
 def test_batches_cover_each_epoch_once_and_depend_on_the_step_only() -> None:
