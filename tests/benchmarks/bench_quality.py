@@ -3,10 +3,10 @@
 ``python tests/benchmarks/bench_quality.py table STORE``: one row per evaluation in a store, so that runs with other
 settings of ``dalle run quickstart --set ...`` stand side by side.
 
-``python tests/benchmarks/bench_quality.py peer STORE OUT --tokenizer-updates N --updates M``: dalle-pytorch's DiscreteVAE
+``python tests/benchmarks/bench_quality.py peer STORE OUT --tokenizer-cpu-s N --cpu-s M``: dalle-pytorch's DiscreteVAE
 and DALLE (installed by hand, with its defaults where it has some; its script's temperature stays at 1 in runs this
-short) trained for so many updates on the curated pictures of the newest evaluation in the store, and measured on its
-captions by the same rules; CPU seconds are told, and a sheet is written to OUT.
+short) trained for so many CPU seconds on the curated pictures of the newest evaluation in the store, and measured on its
+captions by the same rules; a sheet is written to OUT.
 """
 
 import argparse
@@ -151,8 +151,17 @@ class Pictures:
             yield "held-out compositions", self._held, np.concatenate([train, self._held])
 
 
-def peer(uri: str, out: Path, tokenizer_updates: int, updates: int) -> None:
-    """Train and measure; prints CPU seconds and figures."""
+def _updates(cpu_s: float) -> Iterator[int]:
+    """Numbers of updates until this process has spent so many CPU seconds on them."""
+    started, step = time.process_time(), 0
+    while time.process_time() - started < cpu_s:
+        yield step
+        step += 1
+    print(f"{step} updates, {time.process_time() - started:.0f} CPU s", flush=True)
+
+
+def peer(uri: str, out: Path, tokenizer_cpu_s: float, cpu_s: float) -> None:
+    """Train and measure; prints updates and figures."""
     data = Pictures(uri)
     module = peer_module()
     torch.manual_seed(0)
@@ -160,15 +169,13 @@ def peer(uri: str, out: Path, tokenizer_updates: int, updates: int) -> None:
     vae = module.DiscreteVAE(
         image_size=data.px, num_layers=3, num_tokens=1024, codebook_dim=256, hidden_dim=64, num_resnet_blocks=1
     )
-    started = time.process_time()
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
-    for step in range(tokenizer_updates):
+    for step in _updates(tokenizer_cpu_s):
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             loss = vae(data.batch(step)[0], return_loss=True, return_recons=False, temp=1.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"tokenizer: {tokenizer_updates} updates, {time.process_time() - started:.0f} CPU s", flush=True)
     vae.eval()
     dalle = module.DALLE(
         dim=256,
@@ -179,9 +186,8 @@ def peer(uri: str, out: Path, tokenizer_updates: int, updates: int) -> None:
         heads=4,
         dim_head=64,
     )
-    started = time.process_time()
     optimizer = torch.optim.Adam([p for p in dalle.parameters() if p.requires_grad], lr=4.5e-4)
-    for step in range(updates):
+    for step in _updates(cpu_s):
         images, text = data.batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             loss = dalle(text, images, return_loss=True)
@@ -189,7 +195,6 @@ def peer(uri: str, out: Path, tokenizer_updates: int, updates: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(dalle.parameters(), 0.5)
         optimizer.step()
-    print(f"transformer: {updates} updates, {time.process_time() - started:.0f} CPU s", flush=True)
     dalle.eval()
     measure(data, vae, dalle, out)
 
@@ -233,13 +238,13 @@ def main() -> None:
     of_peer = commands.add_parser("peer")
     of_peer.add_argument("store")
     of_peer.add_argument("out", type=Path)
-    of_peer.add_argument("--tokenizer-updates", type=int, default=185)
-    of_peer.add_argument("--updates", type=int, default=304)
+    of_peer.add_argument("--tokenizer-cpu-s", type=float, default=600)
+    of_peer.add_argument("--cpu-s", type=float, default=1200)
     given = parser.parse_args()
     if given.command == "table":
         table(given.store)
     else:
-        peer(given.store, given.out, given.tokenizer_updates, given.updates)
+        peer(given.store, given.out, given.tokenizer_cpu_s, given.cpu_s)
 
 
 if __name__ == "__main__":
