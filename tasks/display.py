@@ -18,6 +18,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from tasks.pace import Pace
+
 Listener = Callable[[dict[str, Any]], None]
 _LINE_EVERY_S = 15.0
 
@@ -92,7 +94,7 @@ class _Lines:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._last = 0.0
-        self._first: dict[str, tuple[float, int, int]] = {}  # when and where counting began, and how far it is
+        self._pace = Pace()
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -106,16 +108,13 @@ class _Lines:
     def _progress(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
         unit, done, total = event["unit"], event["done"], event["total"]
-        started, offset, before = self._first.get(unit, (now, done, done))
-        if done < before:  # a second set under the same unit begins
-            started, offset = now, done
-        self._first[unit] = (started, offset, done)
+        rate = self._pace.of(event, now)
         if (done < total or not total) and now - self._last < _LINE_EVERY_S:
             return
         self._last = now
-        rate = (done - offset) / max(now - started, 1e-6)
+        speed = f"{rate:,.1f} {unit}/s" if rate > 0 else ""
         left = f"{(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        self._print(f"{_count(done, total, unit)}  {rate:,.1f} {unit}/s  {left}  {_figures(event)}".rstrip())
+        self._print("  ".join(filter(None, (_count(done, total, unit), speed, left, _figures(event)))))
 
     def _print(self, text: str) -> None:
         # Not print: inside a flow Prefect takes what is printed, standard error included, for its own log alone.

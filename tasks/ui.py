@@ -21,6 +21,7 @@ from tasks.cards import CardMaker, step_cards
 from tasks.curves import number
 from tasks.evaluation_card import evaluation_card
 from tasks.markdown import escaped, key_of, small_picture
+from tasks.pace import Pace
 from tasks.pages import data_uri, words
 from tasks.store import Store
 
@@ -77,7 +78,7 @@ class ProgressReporter:
         self._sent_at = -math.inf
         self._logged_at = -math.inf
         self._logged: tuple[int, int, object] | None = None
-        self._first: dict[str, tuple[float, int, int]] = {}  # when and where counting began, and how far it is
+        self._pace = Pace()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take one event of ``tasks.launch``; kinds it does not know are passed over."""
@@ -128,11 +129,7 @@ class ProgressReporter:
 
     def _text(self, event: Mapping[str, Any], done: int, total: int, now: float) -> str:
         unit = str(event.get("unit", "rows"))
-        started, offset, before = self._first.get(unit, (now, done, done))
-        if done < before:  # a second set under the same unit begins
-            started, offset = now, done
-        self._first[unit] = (started, offset, done)
-        rate = (done - offset) / (now - started) if now > started else 0.0
+        rate = self._pace.of(event, now)
         parts = [f"{self._stage}: {done:,} of {total:,} {unit}" if total else f"{self._stage}: {done:,} {unit}"]
         if rate > 0:
             parts.append(f"{number(round(rate, 1))} {unit}/s")

@@ -3,6 +3,7 @@
 import pytest
 
 from tasks.display import step_display
+from tasks.pace import Pace
 
 
 def test_what_nobody_knows_the_end_of_is_told_without_one_and_does_not_flood(
@@ -15,10 +16,22 @@ def test_what_nobody_knows_the_end_of_is_told_without_one_and_does_not_flood(
     assert len(said) == 1 and said[0].startswith("ingest: 1,000 objects listed") and "left" not in said[0]
 
 
-def test_a_second_set_under_the_same_unit_has_a_rate_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def rates(*counts: tuple[float, int, int]) -> list[float]:
+    """Of (seconds, done, total)."""
+    pace = Pace()
+    return [pace.of({"done": done, "total": total, "unit": "pictures"}, now) for now, done, total in counts]
+
+
+def test_a_rate_is_known_from_the_second_count_on() -> None:
+    assert rates((5, 100, 900), (7, 400, 900), (9, 900, 900), (10, 900, 900)) == [0, 150, 200, 160]
+
+
+@pytest.mark.parametrize("first", [10, 34])  # of fewer, and of more pictures than the set before had
+def test_a_second_set_under_the_same_unit_has_a_rate_of_its_own(first: int) -> None:
+    assert rates((0, 0, 32), (1, 32, 32), (1000, first, 256), (1001, 256, 256))[2:] == [0, 256 - first]
+
+
+def test_no_speed_is_told_before_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     with step_display("fit") as show:
-        for done in (100, 400, 900, 900, 10, 60, 60):
-            show({"event": "progress", "done": done, "total": 900 if done > 60 else 60, "unit": "pictures"})
-    said = capsys.readouterr()
-    lines = [line for line in (said.out + said.err).splitlines() if "pictures/s" in line]
-    assert lines and not any(" -" in line for line in lines)
+        show({"event": "progress", "done": 1, "total": 900, "unit": "pictures"})
+    assert capsys.readouterr().err == "fit: 1/900 pictures\n"
