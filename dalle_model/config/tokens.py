@@ -34,7 +34,9 @@ class OptimConfig(Section):
         "cosine",
         description="After the warm-up. wsd: stable, then linear decay over the last fifth. halving: the paper's five halvings, at even distances. dvae: cosine over the first 40 %, then constant, as the paper's dVAE.",
     )
-    final_lr_share: float = Field(0.05, ge=0, le=1, description="Step size at the end over the peak.")
+    final_lr_share: float = Field(
+        0.05, ge=0, le=1, description="Step size at the end over the peak; without effect for constant and halving."
+    )
     clip_norm: float = Field(1.0, ge=0, description="Gradient norm limit, 0 = off.")
     ema: float = Field(
         0.0,

@@ -76,7 +76,7 @@ class TrainConfig(Section):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     objective: Literal["text_to_image", "text"] = Field(
         "text_to_image",
-        description="text_to_image: captions and pictures. text: captions alone, a GPT; pictures can be learnt later from its weights (`--init-from`).",
+        description="text_to_image: captions and pictures. text: captions alone, a GPT; pictures can be learnt later from its weights (`--init-from`). What concerns pictures (condition_dropout, token_swap, image_first_share, text_loss_share) is then without effect.",
     )
 
     @model_validator(mode="after")
