@@ -267,6 +267,8 @@ def generate(
         raise UsageError(
             'no prompt given; write one, e.g. dalle generate "a red heart", a file with --prompts URI, or --own-captions 8'
         )
+    if clip and not best_of:
+        raise UsageError("--clip ranks the pictures of --best-of; give --best-of 32, too")
     if best_of or explain:
         if len(prompts or []) != 1 or prompts_uri or own_captions or (best_of and explain):
             raise UsageError(

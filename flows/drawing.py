@@ -167,6 +167,10 @@ def continue_text(ask: Ask, text: str, language_model: str, expand: bool) -> Res
 
 def best_of(ask: Ask, prompt: str, candidates: int, clip: str) -> Result:
     """The best n of many pictures of a prompt, by the model's own p(prompt | picture) or by CLIP."""
+    if ask.n > candidates:
+        raise UsageError(
+            f"--n {ask.n} of --best-of {candidates} pictures cannot be kept; draw more, or keep fewer with --n"
+        )
     prepare_folder(ask.out)
     prompt = normalise_caption(prompt)
     studio, fingerprint = studio_of(ask, prompt)

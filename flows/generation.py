@@ -15,7 +15,8 @@ from dalle_model.errors import RefNotFound
 from flows.settings import settings_for
 from flows.windows import Window, window_of
 from tasks import prefect_tasks
-from tasks.step import StepResult, input_ref
+from tasks.references import is_free_name
+from tasks.step import StepResult, input_ref, open_store
 
 
 @flow(name="generate")
@@ -47,7 +48,7 @@ def generate(
     try:
         ref = input_ref(s, model, "model")
     except RefNotFound:
-        if not _is_scheduled():
+        if not (_is_scheduled() and is_free_name(open_store(s), model)):  # a name whose model is gone is no such thing
             raise
         # A schedule that waits for its first model is well.
         return Completed(

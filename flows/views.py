@@ -5,12 +5,12 @@ import io
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle_model.errors import UsageError
@@ -48,20 +48,29 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file so that nobody ever sees half of it."""
+    """Write a file so that nobody ever sees half of it. UsageError when it cannot be written."""
+    with _whole_file(path) as unnamed:
+        unnamed.write_bytes(data)
+    return path
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to be written in the block, which then becomes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(fd)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
+        yield Path(name)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except OSError as error:
+    except BaseException as error:
         os.unlink(name)
+        if not isinstance(error, OSError):
+            raise
         raise UsageError(
             f"{path} cannot be written ({error.strerror}); free some space or give another folder with --out"
         ) from error
-    return path
 
 
 def export_page(store: Store, manifest: Manifest, role: str, folder: Path) -> Path:
@@ -100,22 +109,35 @@ def slug(prompt: str, limit: int = 60, limit_bytes: int = 180) -> str:
 
 
 def export_generations(store: Store, manifest: Manifest, folder: Path) -> None:
-    """Write ``<prompt-slug>-<index>.png`` (or ``.webp``) for every picture and ``generations.parquet`` with all rows."""
-    tables = [pq.read_table(io.BytesIO(store.read(o))) for o in manifest.objects_of("generations")]
-    table = pa.concat_tables(tables)
+    """Write ``<prompt-slug>-<index>.png`` (or ``.webp``) for every picture and ``generations.parquet`` with all rows.
+
+    Shard by shard: a batch need not fit into memory.
+    """
     stems: dict[tuple[str, int, str], str] = {}
     taken: set[str] = set()
-    for row in table.select(["prompt", "prompt_sha256", "seed", "negative", "index", "status", "image"]).to_pylist():
-        if row["status"] != "drawn":
-            continue
-        key = (row["prompt_sha256"], row["seed"], row["negative"])
-        if key not in stems:  # prompts that read alike as file names are told apart by their hash
-            stem = slug(row["prompt"])
-            named = sha256("\0".join(map(str, key)).encode()).hexdigest()[:8]
-            stems[key] = stem if stem not in taken else f"{stem}-{named}"
-            taken.add(stems[key])
-        ending = "webp" if row["image"][:4] == b"RIFF" else "png"
-        write_whole(folder / f"{stems[key]}-{row['index']}.{ending}", row["image"])
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    write_whole(folder / "generations.parquet", out.getvalue())
+    with ExitStack() as stack:
+        table: pq.ParquetWriter | None = None
+        for obj in manifest.objects_of("generations"):
+            part = pq.read_table(io.BytesIO(store.read(obj)))
+            if table is None:
+                path = stack.enter_context(_whole_file(folder / "generations.parquet"))
+                table = stack.enter_context(pq.ParquetWriter(path, part.schema, compression="zstd"))
+            table.write_table(part)
+            for row in part.select(_NAMED_BY).to_pylist():
+                if row["status"] == "drawn":
+                    name = f"{_stem(row, stems, taken)}-{row['index']}"
+                    write_whole(folder / f"{name}.{'webp' if row['image'][:4] == b'RIFF' else 'png'}", row["image"])
+
+
+_NAMED_BY = ["prompt", "prompt_sha256", "seed", "negative", "index", "status", "image"]
+
+
+def _stem(row: Mapping[str, Any], stems: dict[tuple[str, int, str], str], taken: set[str]) -> str:
+    """The name of a prompt's pictures; prompts that read alike as file names are told apart by their hash."""
+    key = (row["prompt_sha256"], row["seed"], row["negative"])
+    if key not in stems:
+        stem = slug(row["prompt"])
+        named = sha256("\0".join(map(str, key)).encode()).hexdigest()[:8]
+        stems[key] = stem if stem not in taken else f"{stem}-{named}"
+        taken.add(stems[key])
+    return stems[key]

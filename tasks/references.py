@@ -185,6 +185,11 @@ def resolve(store: "Store", ref: str) -> Manifest:
     return _by_prefix(store, ref.lower())
 
 
+def is_free_name(store: "Store", ref: str) -> bool:
+    """Whether a reference is a name that nothing was given yet: no fingerprint, no URI, no name whose artifact is gone."""
+    return bool(NAME.fullmatch(ref)) and not _HEX.fullmatch(ref) and store.read_ref(ref) is None
+
+
 def _by_prefix(store: "Store", prefix: str) -> Manifest:
     if not _HEX.fullmatch(prefix):
         raise _not_found(store, prefix)

@@ -13,6 +13,7 @@ from support.tiny import TinyRun
 
 from dalle_model.errors import SourceError, UsageError
 from flows import drawing
+from flows.cli import main
 from flows.drawing import Ask
 from tasks.settings import Settings
 
@@ -56,6 +57,16 @@ def test_commands_compute_as_a_step_does_and_refuse_an_empty_prompt(ask: Ask) ->
     assert (runtime.dtype, runtime.threads) == (torch.bfloat16, 2)
     with pytest.raises(UsageError, match="no prompt"):
         drawing.best_of(ask, " \u200b", 2, "")
+
+
+def test_options_that_do_not_go_together_are_told_in_their_own_names(
+    ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="--n 2 of --best-of 1"):
+        drawing.best_of(ask, "red heart", 1, "")
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "red heart", "--clip", "folder"])
+    assert end.value.code == 2 and "--best-of 32" in capsys.readouterr().err
 
 
 def test_vary_draws_what_the_prompt_says(ask: Ask, tmp_path: Path) -> None:

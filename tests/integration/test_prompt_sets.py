@@ -134,6 +134,8 @@ def test_a_negative_prompt_makes_another_picture_and_is_on_its_row(
     assert plain["image_tokens"] != away["image_tokens"]
     export_generations(store, store.find("generate", result.ref.fingerprint), tmp_path / "out")  # type: ignore[arg-type]
     assert len(list((tmp_path / "out").glob("a-heart*-0.png"))) == 2
+    table = pq.read_table(tmp_path / "out" / "generations.parquet")
+    assert table.to_pylist() == _rows(store, result) and not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_negative_prompt_without_guidance_is_refused_before_anything_is_drawn(

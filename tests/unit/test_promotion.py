@@ -1,14 +1,17 @@
-"""Who may take a name over, where no two evaluations can be compared."""
+"""Names: who may take one over where nothing can be compared, and which one a schedule waits for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.errors import DataError, UsageError
+from dalle_model.errors import DataError, RefNotFound, UsageError
 from flows import comparison
+from tasks.references import is_free_name
 from tasks.settings import Settings
+from tasks.store import Store
 
 
 def test_production_is_given_to_models_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +40,15 @@ def test_force_also_counts_where_nothing_can_be_compared(monkeypatch: pytest.Mon
     )
     with pytest.raises(DataError, match="fewer than 8"):
         gate(Settings(), None, new, old, False)
+
+
+def test_a_schedule_waits_for_a_name_that_nobody_has_and_for_nothing_else(tmp_path: Path) -> None:
+    """It skipped in silence, and for ever, when the model of its name was deleted or a fingerprint mistyped."""
+    store = Store.open(tmp_path)
+    assert is_free_name(store, "production")
+    assert not any(is_free_name(store, ref) for ref in ("5a5e", "manifests/fit/5a5e.json", "s3://b/x", "No Name"))
+    gone: Any = SimpleNamespace(step="fit", kind="model", fingerprint="a" * 64)
+    store.set_ref("production", gone)
+    assert not is_free_name(store, "production")
+    with pytest.raises(RefNotFound, match="is gone from"):
+        store.resolve("production")
