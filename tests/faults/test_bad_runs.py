@@ -135,13 +135,13 @@ def test_a_curation_that_nothing_survives_names_the_rule(tiny_run: TinyRun, stor
     ("name", "content", "told"),
     [
         ("none.txt", None, ("none.txt", "is not a file")),
-        ("broken.jsonl", b'{"prompt": "a cat"}\n{"prompt": ', ("broken.jsonl", "cannot be read as jsonl")),
-        ("column.csv", b"words\na cat\n", ("column.csv, row 2", "prompt or text or caption")),
+        ("broken.jsonl", b'{"prompt": "a cat"}\n{"prompt": ', ("broken.jsonl", "line 2", "cannot be read")),
+        ("column.csv", b"words\na cat\n", ("column.csv", "prompt or text or caption")),
         ("image.parquet", b"PAR1 nothing", ("image.parquet", "parquet")),
         ("latin.txt", "caf\u00e9".encode("latin-1"), ("latin.txt",)),
-        ("empty.txt", b"\n\n", ("no prompt given",)),
-        ("count.jsonl", b'{"prompt": "a cat", "n": 0}', ("count.jsonl, row 1", "at least 1")),
-        ("list.docx", b"x", ("txt, jsonl, csv or parquet",)),
+        ("empty.txt", b"\n\n", ("empty.txt", "holds no prompt")),
+        ("count.jsonl", b'{"prompt": "a cat", "n": 0}', ("count.jsonl, line 1", "at least 1")),
+        ("list.docx", b"x", ("list.docx", "txt, jsonl, csv, tsv or parquet")),
     ],
 )
 def test_an_unreadable_prompt_file_is_named_with_its_line(

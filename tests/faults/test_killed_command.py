@@ -1,4 +1,4 @@
-"""``dalle run`` under Prefect, terminated and then killed with -9: nothing stays behind, and the same command goes on."""
+"""``dalle run`` under Prefect, killed with -9 and then stopped: nothing stays behind, and the same command goes on."""
 
 import json
 import signal
@@ -7,46 +7,71 @@ import uuid
 from pathlib import Path
 
 import psutil
+import pytest
 from support.processes import DALLE, marked, marked_environment, send, wait_for
 from support.tiny import TinyRun, command_sets
 
 from tasks.store import Store
 
+GOES_ON = "goes on from the checkpoint at step"
 
-def test_a_stopped_and_killed_prefect_run_leaves_no_process_and_goes_on(tiny_run: TinyRun, tmp_path: Path) -> None:
-    store = tiny_run.copy(tmp_path / "artifacts", before="fit")
-    sets = command_sets("train.steps=12", "train.checkpoint_every=3", "train.sample_every=0")
-    command = [*DALLE, "run", "tiny", "--store", str(store), "--out", str(tmp_path / "out"), "--json", *sets]
-    mark = uuid.uuid4().hex
-    env = marked_environment(mark, DALLE_SPOOL=str(tmp_path / "spool"))
 
-    def receipts() -> int:
-        return len(list((store / "parts").glob("*/*.json")))
+class Command:
+    """The chain from its fit on, in processes that can be found."""
 
-    def newest() -> str:
-        return max((p.name for p in (store / "parts").glob("*/*.json")), default="")
+    def __init__(self, tiny: TinyRun, folder: Path) -> None:
+        self.store = tiny.copy(folder / "artifacts", before="fit")
+        self.spool = folder / "spool"
+        sets = command_sets("train.steps=12", "train.checkpoint_every=3", "train.sample_every=0")
+        self.words = [*DALLE, "run", "tiny", "--store", str(self.store), "--out", str(folder / "out"), "--json", *sets]
+        self.mark = uuid.uuid4().hex
+        self.env = marked_environment(self.mark, DALLE_SPOOL=str(self.spool))
 
-    for number, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
-        before = newest()
-        # Training waits after its first checkpoint, so that the signal finds it at work.
-        waiting = env | {"DALLE_FAULT": "checkpoint.after_receipt:1:wait"}
+    def newest(self) -> str:
+        """The newest receipt of work that is half done."""
+        return max((p.name for p in (self.store / "parts").glob("*/*.json")), default="")
+
+    def interrupted(self, number: int, code: int) -> str:
+        """What it says when a signal meets its training, which waits after the first checkpoint of this run."""
+        before = self.newest()
         process = subprocess.Popen(
-            command, env=waiting, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            self.words,
+            env=self.env | {"DALLE_FAULT": "checkpoint.after_receipt:1:wait"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
-        assert wait_for(lambda before=before, p=process: newest() > before or p.poll() is not None, 240), (
-            "fit saved no checkpoint"
-        )
+        assert wait_for(lambda: self.newest() > before or process.poll() is not None, 240), "fit saved no checkpoint"
         send(psutil.Process(process.pid), number)
         _, said = process.communicate(timeout=120)
         assert process.returncode == code, said
         # Workers look for their parent twice a second, the temporary server too; then it has ten seconds to end.
-        assert wait_for(lambda: not marked(mark), 40), f"left behind: {marked(mark)}"
-    assert receipts() > 0
-    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+        assert wait_for(lambda: not marked(self.mark), 40), f"left behind: {marked(self.mark)}"
+        return said
+
+
+@pytest.fixture
+def command(tiny_run: TinyRun, tmp_path: Path) -> Command:
+    return Command(tiny_run, tmp_path)
+
+
+def test_a_killed_and_a_stopped_run_leave_no_process_and_the_same_command_goes_on(command: Command) -> None:
+    assert GOES_ON not in command.interrupted(signal.SIGKILL, -9)
+    said = command.interrupted(signal.SIGTERM, 130)
+    assert f"{GOES_ON} 3" in said, said
+    assert list(command.spool.iterdir()) == []
+
+
+@pytest.mark.slow  # what goes on ends, too: by default test_kill_anywhere says so of each stage, test_chain of the run
+def test_the_same_command_goes_on_to_the_end(command: Command) -> None:
+    command.interrupted(signal.SIGTERM, 130)
+    command.interrupted(signal.SIGKILL, -9)
+    again = subprocess.run(command.words, env=command.env, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr
-    assert "goes on from the checkpoint at step" in again.stderr
+    assert GOES_ON in again.stderr
     artifacts = json.loads(again.stdout.splitlines()[-1])["artifacts"]
     assert [stage for stage, entry in artifacts.items() if not entry["reused"]] == ["fit", "evaluate", "generate"]
-    assert len(Store.open(store).artifacts()) == len(artifacts)
-    assert list((tmp_path / "spool").iterdir()) == []
-    assert wait_for(lambda: not marked(mark), 20), marked(mark)
+    assert len(Store.open(command.store).artifacts()) == len(artifacts)
+    assert list(command.spool.iterdir()) == []
+    assert wait_for(lambda: not marked(command.mark), 20), marked(command.mark)

@@ -26,6 +26,7 @@ def _manifest(store: Path, answer: dict[str, Any]) -> Manifest:
     return found
 
 
+@pytest.mark.slow  # by default two machines do, below, and each update of two ranks is that of one in test_sharding
 def test_two_ranks_train_to_the_loss_of_one(tiny_run: TinyRun, tmp_path: Path) -> None:
     store = tiny_run.copy(tmp_path / "artifacts", before="fit")
     settings = {"store": str(store), "spool": str(tmp_path / "spool"), "ranks": 2, "dtype": "float32"}
