@@ -6,11 +6,12 @@ from typing import Any, Self
 
 from dalle_model.decoding import Refused
 from dalle_model.sources.captions import text_of
-from dalle_model.sources.parquet_pages import Value, page_bytes, values
+from dalle_model.sources.parquet_pages import Value, page_bytes, readable, values
 from dalle_model.sources.remote import AnyPath, Remote
 
 _TEXTS = ("STRING", "JSON", "ENUM")
 LARGE_CHUNK_BYTES = 2**26  # of one column of a row group; pyarrow takes up to six times as much to read it
+MOST_UNREADABLE_BYTES = 2**30  # of one in an encoding that only pyarrow reads; the rows of larger ones are refused
 
 
 def leaves_of(file: Any, columns: list[str]) -> dict[str, int]:
@@ -38,7 +39,7 @@ def large_of(file: Any, group: int, leaves: Mapping[str, int], path: AnyPath) ->
             size = chunk.total_uncompressed_size
             if size <= LARGE_CHUNK_BYTES and stream is not None:
                 size = page_bytes(stream, chunk)
-            if size > LARGE_CHUNK_BYTES:
+            if size > (LARGE_CHUNK_BYTES if readable(chunk) else MOST_UNREADABLE_BYTES):
                 found.append(leaf)
     return tuple(found)
 

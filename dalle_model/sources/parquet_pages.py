@@ -53,6 +53,11 @@ def page_bytes(stream: BinaryIO, chunk: Any) -> int:
     return found
 
 
+def readable(chunk: Any) -> bool:
+    """Whether ``values`` knows the codec and the encodings of a column chunk."""
+    return chunk.compression in _CODECS and set(chunk.encodings) <= _READABLE
+
+
 def values(stream: BinaryIO, chunk: Any, max_def_level: int, max_value_bytes: int) -> Iterator[Value]:
     """The values of a column chunk in order; a Refused for each that is too large or in a page that is not unpacked.
 
@@ -60,7 +65,7 @@ def values(stream: BinaryIO, chunk: Any, max_def_level: int, max_value_bytes: in
     Raises DamagedPage.
     """
     count: int = chunk.num_values
-    if chunk.compression not in _CODECS or not set(chunk.encodings) <= _READABLE:
+    if not readable(chunk):
         words = f"{chunk.total_uncompressed_size} bytes in one column chunk of {chunk.compression}, {', '.join(chunk.encodings)}"
         yield from _refused(count, f"{words}, are not read; write the file with smaller row groups")
         return

@@ -90,6 +90,20 @@ def _no_large_column(opened: Any) -> Any:
     return lambda self, path: File(opened(self, path))
 
 
+def test_what_only_the_library_reads_it_reads_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(_table(), path)
+    want = [_what(row) for row in _rows(path)]
+    encoding = {"image.bytes": "DELTA_LENGTH_BYTE_ARRAY", "text": "DELTA_BYTE_ARRAY"}
+    pq.write_table(_table(), path, use_dictionary=False, column_encoding=encoding)
+    monkeypatch.setattr(parquet_large, "LARGE_CHUNK_BYTES", 0)
+    assert [_what(row) for row in _rows(path)] == want
+    monkeypatch.setattr(parquet_large, "MOST_UNREADABLE_BYTES", 10_000)
+    found = _rows(path)
+    assert len(found) == len(want)
+    assert all(isinstance(row.image, Refused) and "smaller row groups" in row.image.detail for row in found)
+
+
 def test_a_giant_picture_is_refused_and_its_neighbours_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_large, "LARGE_CHUNK_BYTES", 10_000)
     path = tmp_path / "x.parquet"
@@ -116,6 +130,7 @@ def test_a_page_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path, monke
     pq.write_table(pa.table({"image": [bytes(5_000_000), b"a"], "text": ["a", "b"]}), path, compression="zstd")
     monkeypatch.setattr(parquet_large, "LARGE_CHUNK_BYTES", 1_000_000)
     monkeypatch.setattr(parquet_pages, "MOST_PAGE_BYTES", 1_000_000)
+    monkeypatch.setattr(parquet_large, "MOST_UNREADABLE_BYTES", 1_000_000)
     data, size = path.read_bytes(), pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
     assert data.count(_varint(2 * size)) == 1
     path.write_bytes(data.replace(_varint(2 * size), _varint(2 * (size - 4_500_000), len(_varint(2 * size)))))
