@@ -16,10 +16,6 @@ from numba.core.event import Event, Listener, install_listener
 Say = Callable[[str], None]
 
 
-def silent(text: str) -> None:
-    """Says nothing."""
-
-
 def compiled(function: Any) -> Any:
     """The function, compiled at its first call; its code is kept on disk where it can be."""
     # without the lock of Python; a division by zero gives an infinity, as in C, so that loops stay straight
