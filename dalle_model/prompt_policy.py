@@ -15,12 +15,16 @@ import pyarrow as pa
 
 from dalle_model.curation.word_lists import WordList, profanity
 
-POLICY_VERSION = 3  # raised with any rule below; the digests of the lists are recorded beside it
+POLICY_VERSION = 4  # raised with any rule below; the digests of the lists are recorded beside it
 MAX_PROMPT_CHARS = 2000
 
 # Letters that stand alone, three or more in a row, at most three signs between two: "p o r n", "p.o.r.n", "p / o / r / n".
 # No character is both a letter and a sign between letters here, else a row of "_" could be cut up in 2^n ways.
 _SPACED = re.compile(r"(?<![^\W_])(?:[^\W_][\W_]{1,3}){2,}[^\W_](?![^\W_])")
+_SIGNS_INSIDE = re.compile(
+    r"(?<=[^\W_])[^\w\s@$!*#'’ʼ＇]+(?=[^\W_])|(?<=[^\W_])_+(?=[^\W_])"
+)  # "po-rn"; not "Adele's hit"
+_MASK = re.compile(r"(?<=[^\W_])[#*]+(?=[^\W_])")  # "p#rn"; word_lists reads the stars
 # Nobody sees these, or they are drawn around the letter before them (U+20DD to U+20E4).
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u20dd-\u20e0\u20e2-\u20e4"
@@ -71,17 +75,21 @@ class PromptPolicy:
         lists = (("profanity", profanity()),) if packaged else ()
         return cls((*lists, ("own list", own)) if own else lists)
 
-    def judge(self, prompt: str) -> Refusal | None:
-        """The first rule that a prompt breaks, None when it is drawn. An empty prompt and one that is too long are refused."""
+    def judge(self, prompt: str, negative: str = "", guidance: float = 1.0) -> Refusal | None:
+        """The first rule that a prompt breaks, None when it is drawn. An empty prompt and one that is too long are refused.
+
+        negative: what ``guidance`` leads away from; too long a one is refused, and a listed word in it where guidance is
+        below 1, which leads towards it.
+        """
         if not prompt.strip():
             return Refusal("empty", "no prompt")
-        if len(prompt) > MAX_PROMPT_CHARS:
-            return Refusal("too long", f"{len(prompt)} characters, {MAX_PROMPT_CHARS} at most")
-        text = _UNSEEN.sub("", unicodedata.normalize("NFKC", prompt))
-        # both: a list of one's own may hold words in the scripts whose letters are put back
-        seen = (text, text.lower().translate(_LOOKALIKES))
-        joined = (_SPACED.sub(lambda match: re.sub(r"[\W_]+", "", match.group()), reading) for reading in seen)
-        readings = dict.fromkeys((*seen, *joined))
+        for what, text in (("too long", prompt), ("negative prompt too long", negative)):
+            if len(text) > MAX_PROMPT_CHARS:
+                return Refusal(what, f"{len(text)} characters, {MAX_PROMPT_CHARS} at most")
+        return self._listed(prompt) or (self._listed(negative) if negative and guidance < 1.0 else None)
+
+    def _listed(self, prompt: str) -> Refusal | None:
+        readings = _readings(prompt)
         for name, words in self.lists:
             for reading in readings:
                 if words.counts(pa.array([reading]))[0]:
@@ -91,3 +99,14 @@ class PromptPolicy:
     def record(self) -> dict[str, Any]:
         """What was applied, for manifests: version and digest of each list."""
         return {"version": POLICY_VERSION, "lists": {name: words.digest for name, words in self.lists}}
+
+
+def _readings(prompt: str) -> list[str]:
+    """A prompt as written and as its disguises read, each once."""
+    text = _UNSEEN.sub("", unicodedata.normalize("NFKC", prompt))
+    text = _MASK.sub(lambda match: "*" * len(match.group()), text)
+    # both: a list of one's own may hold words in the scripts whose letters are put back
+    seen = (text, text.lower().translate(_LOOKALIKES))
+    spaced = (_SPACED.sub(lambda match: re.sub(r"[\W_]+", "", match.group()), reading) for reading in seen)
+    cut = (_SIGNS_INSIDE.sub("", reading) for reading in seen)
+    return list(dict.fromkeys((*seen, *spaced, *cut)))

@@ -17,7 +17,7 @@ from dalle_model.config import GenerateConfig, canonical_json
 from dalle_model.curation.word_lists import parse_list
 from dalle_model.errors import DataError, UsageError
 from dalle_model.images import to_uint8
-from dalle_model.prompt_policy import PromptPolicy
+from dalle_model.prompt_policy import POLICY_VERSION, PromptPolicy
 from dalle_model.records import GENERATION
 from dalle_model.sheets import contact_sheet
 from dalle_model.sources.telling import Tell, silent
@@ -48,9 +48,13 @@ def identity(config: GenerateConfig, settings: Settings, tell: Tell = silent) ->
 
 
 def _rules_outside(config: GenerateConfig, settings: Settings) -> dict[str, str]:
-    """Digests of the word lists and of the classifier's weights."""
+    """Digests of the word lists and of the classifier's weights, and how the lists are read."""
     lists = {f"policy.{name}": words.digest for name, words in prompt_policy(config, settings).lists}
-    return lists | ({"nsfw": nsfw_digest(config.nsfw_model)} if config.nsfw_model else {})
+    return (
+        lists
+        | {"policy": str(POLICY_VERSION)}
+        | ({"nsfw": nsfw_digest(config.nsfw_model)} if config.nsfw_model else {})
+    )
 
 
 def prompt_policy(config: GenerateConfig, settings: Settings) -> PromptPolicy:
@@ -183,10 +187,13 @@ def _draw_piece(job: Job, studio: _Studio, items: Sequence[Item], before: int, t
     """Rows of one piece in order: drawn pictures, and with their reason refused prompts and withheld pictures."""
     config: GenerateConfig = job.config
     painter, policy = studio.painter, studio.policy
-    # a model without prompts draws for the empty one: there is nothing to judge
-    judged = {item.prompt for item in items if item.prompt or painter.reads_prompts}
-    refused = {item.prompt: policy.judge(item.prompt) if item.prompt in judged else None for item in items}
-    drawn = [item for item in items if refused[item.prompt] is None]
+    guidance = painter.sampler.guidance
+    refused = {
+        # a model without prompts draws for the empty one: there is nothing to judge
+        (prompt, away): policy.judge(prompt, away, guidance) if prompt or painter.reads_prompts else None
+        for prompt, away in dict.fromkeys((item.prompt, item.negative) for item in items)
+    }
+    drawn = [item for item in items if refused[item.prompt, item.negative] is None]
     requests = [painter.request(item.prompt, item.seed, item.index, negative=item.negative) for item in drawn]
     tokens = painter.tokens(requests, config.batch_size, lambda done, _: job.progress(before + done, total, "pictures"))
     pictures = to_uint8(painter.pictures(tokens)) if drawn else np.empty((0, 8, 8, 3), np.uint8)
@@ -194,7 +201,7 @@ def _draw_piece(job: Job, studio: _Studio, items: Sequence[Item], before: int, t
     rows = []
     for item in items:
         row = _row(painter, item)
-        if refusal := refused[item.prompt]:
+        if refusal := refused[item.prompt, item.negative]:
             rows.append(row | {"status": "refused", "reason": refusal.reason, "image_tokens": [], "image": b""})
             continue
         ids, picture = next(made)

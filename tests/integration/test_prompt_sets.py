@@ -71,6 +71,16 @@ def test_refused_prompts_are_rows_with_a_reason_and_the_policy_is_on_record(
     assert [r["status"] for r in _rows(store, other)] == ["drawn"] * 3
 
 
+def test_a_listed_word_to_be_avoided_is_drawn_and_one_that_guidance_leads_towards_is_not(
+    tiny_run: TinyRun, store: Store, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "a heart"}, {"prompt": "a heart", "negative": "porn"}]
+    prompts = _write(tmp_path / "p.jsonl", rows)
+    for guidance, expected in ((2.0, ["drawn", "drawn"]), (0.5, ["drawn", "refused"])):
+        result = _draw(tiny_run, store, prompts_uri=prompts, n=1, sampler=SamplerChange(guidance=guidance))
+        assert [row["status"] for row in _rows(store, result)] == expected
+
+
 def test_the_log_of_a_step_says_when_its_passes_are_compiled(
     tiny_run: TinyRun, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

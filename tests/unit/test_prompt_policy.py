@@ -23,6 +23,11 @@ POLICY = PromptPolicy.standard(OWN)
         "__d_r_a_g_o_n_f_r_u_i_t_",
         "drágònfrüit",
         "draaaagonfruit",
+        "draagonfruuit",  # letters that English does not double
+        "drag-on-fruit",
+        "dr.agon_fruit",
+        "dr*gonfr**t",
+        "drag#nfruit",
         "d/r/a/g/o/n/f/r/u/i/t",
         "d, r, a, g, o, n, f, r, u, i, t",
         "d🔥r🔥a🔥g🔥o🔥n🔥f🔥r🔥u🔥i🔥t",
@@ -58,6 +63,9 @@ def test_a_listed_word_is_found_in_every_disguise(prompt: str) -> None:
         "A, B, C, or D",
         "the flags 🇩🇪 and 🇫🇷",
         "прага, город на Влтаве",
+        "a drragonfruit",  # two r are English: "later" is not "latter", and an own list is not held against that
+        "the river Niger",  # fewer letters than a listed word
+        "Adele's hit, a shih-tzu, C# and 5*3",
     ],
 )
 def test_harmless_prompts_are_drawn(prompt: str) -> None:
@@ -85,3 +93,23 @@ def test_without_the_package_list_only_the_own_one_counts_and_the_record_names_w
 @pytest.mark.parametrize("rubbish", ["_", "_a", "a_ ", "__ ", "a ", "a  b"])
 def test_no_prompt_takes_long_to_judge(rubbish: str) -> None:
     assert POLICY.judge((rubbish * 2000)[:1900] + "ab") is None  # a row of "_" had 2^n readings
+
+
+def test_in_the_list_of_the_package_any_letter_may_stand_twice() -> None:
+    for prompt in ("poorn", "niggger", "a fucck", "sh*t", "f-u-c-k", "fu-ck"):
+        assert POLICY.judge(prompt) is not None, prompt
+
+
+def test_a_negative_prompt_asks_for_less_of_it_and_is_refused_where_guidance_leads_towards_it() -> None:
+    for guidance in (1.0, 2.0, 50.0):
+        assert POLICY.judge("a red heart", "dragonfruit, porn", guidance) is None
+    assert POLICY.judge("a red heart", "dragonfruit", 0.5).rule == "own list"  # type: ignore[union-attr]
+    assert POLICY.judge("a red heart", "hands", 0.0) is None
+    assert POLICY.judge("a dragonfruit", "porn", 2.0).found == "dragonfruit"  # type: ignore[union-attr]
+    too_long = POLICY.judge("a red heart", "a" * (MAX_PROMPT_CHARS + 1), 2.0)
+    assert too_long is not None and too_long.rule == "negative prompt too long"
+
+
+def test_a_word_of_stars_is_judged_at_once() -> None:
+    for prompt in ("*" * 2000, "a" + "*" * 1990 + "b", "a*" * 1000, "aa" * 1000, "ab" * 1000):
+        assert POLICY.judge(prompt) is None
