@@ -132,9 +132,9 @@ def what_if(
     debug: Debug = False,
 ) -> None:
     """Rows gained and lost by moving each threshold, from stored scores; the same as `dalle curate REF --what-if`."""
-    from flows import commands, curation
+    from flows import curation
 
-    emit(as_json, *curation.what_if(settings_of(store), ref, commands.preset_config(preset, sets or []), debug=debug))
+    emit(as_json, *curation.what_if(settings_of(store), ref, preset, sets or [], debug=debug))
 
 
 @app.command()

@@ -131,10 +131,9 @@ def curate(
 ) -> None:
     """Score pairs by the curation rules, drop what fails with a reason, and assign **splits**."""
     if what_if:
-        from flows import commands, curation
+        from flows import curation
 
-        config = commands.preset_config(preset, sets or [])
-        emit(as_json, *curation.what_if(settings_of(store, "auto", deadline), pairs, config, debug=debug))
+        emit(as_json, *curation.what_if(settings_of(store, "auto", deadline), pairs, preset, sets or [], debug=debug))
         return
     run_one("curate", {"pairs": pairs}, sets or [], store, preset, "auto", deadline, as_json, debug, out)
 

@@ -4,7 +4,7 @@ Stored as objects of the curated artifact, so another threshold, and ``dalle cur
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from dalle_model.config import CurateConfig
 from dalle_model.curation.features import versions
 from dalle_model.curation.judging import Context, check_languages, judged
 from dalle_model.curation.phrases import PHRASES, Phrasebook, mine
-from dalle_model.curation.rules import rules_of
+from dalle_model.curation.rules import RULES, rules_of
 from dalle_model.curation.texts import one_array
 from dalle_model.curation.word_lists import WordList, parse_list
 from dalle_model.errors import UsageError
@@ -118,24 +118,48 @@ def _filed(job: Job, phrases: pa.Table) -> ObjectRef:
 
 
 def stored_tables(store: Store, curated: Manifest, config: CurateConfig) -> Iterator[pa.Table]:
-    """``judging.judged`` tables of a curated artifact from its stored scores; nothing is measured again."""
+    """``judging.judged`` tables of a curated artifact from its stored scores; nothing is measured again.
+
+    Phrases are mined anew where the config mines others. Raises UsageError for scores that the artifact does not hold.
+    """
     check_languages(config)
     policy = policy_list(config.policy_file) if config.policy_file else None
-    phrases = None
-    if config.boilerplate_min_share:
-        mined = curated.objects_of(PHRASES_ROLE)
-        tables = [pq.read_table(io.BytesIO(store.read(obj))) for obj in mined]
-        phrases = Phrasebook.of(pa.concat_tables(tables)) if tables else Phrasebook()
     models = {rule: curated.objects_of(role) for rule, role in ROLES.items()}
     for rule in rules_of(config):
         if rule.name in ROLES and not models[rule.name]:
             raise UsageError(
                 f"curated {curated.fingerprint[:12]} holds no scores of {rule.name}; curate with that model first"
             )
-    for shard, obj in enumerate(curated.objects_of("features")):
+
+    def features() -> Iterator[pa.Table]:
+        for obj in curated.objects_of("features"):
+            yield pq.read_table(io.BytesIO(store.read(obj)))
+
+    phrases = _stored_phrases(store, curated, config, features)
+    for shard, table in enumerate(features()):
+        if missing := [rule.name for rule in RULES if rule.name not in table.column_names]:
+            raise UsageError(
+                f"curated {curated.fingerprint[:12]} of an earlier release holds no scores of {', '.join(missing)}; curate again with this release"
+            )
         of_models = {
             rule: one_array(pq.read_table(io.BytesIO(store.read(objects[shard])))["score"])
             for rule, objects in models.items()
             if objects
         }
-        yield judged(pq.read_table(io.BytesIO(store.read(obj))), config, Context(phrases, policy), of_models)
+        yield judged(table, config, Context(phrases, policy), of_models)
+
+
+def _stored_phrases(
+    store: Store, curated: Manifest, config: CurateConfig, features: Callable[[], Iterator[pa.Table]]
+) -> Phrasebook | None:
+    if not config.boilerplate_min_share:
+        return None
+    recorded = curated.config["config"]
+    if any(recorded.get(name) != getattr(config, name) for name in ("boilerplate_min_share", "boilerplate_allow")):
+
+        def captions() -> Iterator[pa.Array]:
+            return (one_array(table["caption"]) for table in features())
+
+        return Phrasebook.of(mine(captions, config.boilerplate_min_share, config.boilerplate_allow))
+    tables = [pq.read_table(io.BytesIO(store.read(obj))) for obj in curated.objects_of(PHRASES_ROLE)]
+    return Phrasebook.of(pa.concat_tables(tables)) if tables else Phrasebook()

@@ -96,7 +96,10 @@ class Outside:
     unit: float = 1.0
 
 
-class _Columns:
+Arrays = tuple[UInt64Array, UInt64Array, UInt64Array, npt.NDArray[np.int64]]
+
+
+class Columns:
     """What is kept of every row while the set is judged."""
 
     def __init__(self) -> None:
@@ -104,6 +107,7 @@ class _Columns:
         self._sides, self._chars = array("f"), array("f")
 
     def add(self, table: pa.Table, captions: list[str]) -> None:
+        """Rows of a table of ``judging.judged``, and their captions."""
         self._ids.extend(int(i[:16], 16) for i in table["id"].to_pylist())
         self._pictures.frombytes(table["picture"].to_numpy().tobytes())
         self._captions.extend(digest64(caption.encode()) for caption in captions)
@@ -111,7 +115,7 @@ class _Columns:
         for column, name in ((self._sides, "side_px"), (self._chars, "caption_chars")):
             column.frombytes(np.asarray(table[name].to_numpy(), np.float32).tobytes())
 
-    def arrays(self) -> tuple[UInt64Array, UInt64Array, UInt64Array, npt.NDArray[np.int64]]:
+    def arrays(self) -> Arrays:
         """Pictures, captions, perceptual hashes; and every row's place under the survivor rule."""
         ids, pictures, captions, phashes = (
             np.frombuffer(column, np.uint64) if column else np.zeros(0, np.uint64)
@@ -129,7 +133,7 @@ def select(features: Iterable[pa.Table], config: CurateConfig, outside: Outside 
     pattern = _pattern(config.holdout_pattern)
     by_score = checks(config)
     tests = (REMOVED, *by_score) if outside.removed else by_score
-    columns, verdicts, held = _Columns(), [], bytearray()
+    columns, verdicts, held = Columns(), [], bytearray()
     for table in features:
         verdict = _verdicts(table, by_score)
         if outside.removed:
@@ -139,25 +143,46 @@ def select(features: Iterable[pa.Table], config: CurateConfig, outside: Outside 
         captions = table["caption"].to_pylist()
         columns.add(table, captions)
         held.extend(bool(pattern and pattern.search(c) and held_out(c, config.holdout_every)) for c in captions)
-    pictures, captions_, phashes, rank = columns.arrays()
+    arrays = columns.arrays()
     all_verdicts = np.concatenate(verdicts) if verdicts else np.zeros(0, np.uint8)
-    alive = np.flatnonzero(all_verdicts == 0)
-    survives = first_of_each([pictures[alive], captions_[alive]], rank[alive])
+    tests, kin = _judge_set(all_verdicts, tests, arrays, config, outside)
+    selection = _with_splits(all_verdicts, tests, arrays[0], np.frombuffer(bytes(held), np.bool_), kin, config)
+    _refuse_empty(selection, config)
+    return selection
+
+
+def _judge_set(
+    verdict: npt.NDArray[np.uint8],
+    tests: tuple[Check, ...],
+    arrays: Arrays,
+    config: CurateConfig,
+    outside: Outside,
+) -> tuple[tuple[Check, ...], "_Kin"]:
+    """The rules over the whole set, on the rows that passed all others; in place."""
+    pictures, captions, phashes, rank = arrays
+    alive = np.flatnonzero(verdict == 0)
+    survives = first_of_each([pictures[alive], captions[alive]], rank[alive])
     captions_of_each = captions_per_picture(pictures[alive], survives)
     if config.drop_duplicates:
         tests = (*tests, DUPLICATE)
-        all_verdicts[alive[~survives]] = len(tests)
+        verdict[alive[~survives]] = len(tests)
     related = np.ones(len(alive), bool)
     if config.max_captions_per_picture:
         tests = (*tests, replace(PLACEHOLDER, high=config.max_captions_per_picture))
         related = captions_of_each <= config.max_captions_per_picture
         crowded = alive[~related]
-        all_verdicts[crowded[all_verdicts[crowded] == 0]] = len(tests)
+        verdict[crowded[verdict[crowded] == 0]] = len(tests)
     kin = _related(alive[related], pictures, phashes, rank, config, outside)
-    tests = _judge_kin(kin, all_verdicts, tests, (pictures, phashes, rank), config, outside)
-    selection = _with_splits(all_verdicts, tests, pictures, np.frombuffer(bytes(held), np.bool_), kin, config)
-    _refuse_empty(selection, config)
-    return selection
+    return _judge_kin(kin, verdict, tests, (pictures, phashes, rank), config, outside), kin
+
+
+def survivors(alive: npt.NDArray[np.bool_], arrays: Arrays, config: CurateConfig) -> npt.NDArray[np.bool_]:
+    """Which of the rows ``alive`` [n] the rules over the whole set keep, as in ``select`` without anything outside."""
+    verdict = np.where(alive, 0, 1).astype(np.uint8)
+    if not config.max_pairs_per_cluster:  # kinship drops nothing then, and is the dear part
+        config = config.model_copy(update={"near_duplicate_bits": -1})
+    _judge_set(verdict, (REMOVED,), arrays, config, Outside())
+    return np.equal(verdict, 0)
 
 
 @dataclass(frozen=True, slots=True)

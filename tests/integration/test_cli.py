@@ -439,6 +439,16 @@ def test_curation_is_asked_what_other_thresholds_would_keep_and_shows_its_report
         words = [m for m in moves if m["knob"] == "min_caption_words"]
         assert [m["threshold"] for m in words] == sorted(m["threshold"] for m in words)
         assert {m["knob"] for m in moves} >= {"max_aspect", "max_profanity", "max_blur", "max_boilerplate"}
+    made = said.payload["curated"]
+    tight = ["--set", "curate.min_caption_words=2"]
+    own = dalle("what-if", made, "--store", shared, "--json", *tight).payload["moves"]
+    assert own == dalle("what-if", pairs, "--json", *given, *tight).payload["moves"], "their own thresholds and --set"
+    for wrong, words_ in (("curate.min_words=2", "min_words"), ("curate.max_aspect=0.5", "max_aspect")):
+        refused = dalle("what-if", made, "--store", shared, "--set", wrong)
+        assert (refused.code, words_ in refused.error) == (2, True)
+    nothing = dalle("what-if", pairs, "--json", *given, "--set", "curate.min_caption_chars=900")
+    chars = {m["threshold"]: m["gained"] for m in nothing.payload["moves"] if m["knob"] == "min_caption_chars"}
+    assert chars[900] == 0 and "no pair" not in nothing.err and "every threshold off" in nothing.err
     out = tmp_path / "out"
     said = dalle("curate", pairs, "--out", str(out), *given)
     assert said.code == 0, said.err

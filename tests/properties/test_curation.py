@@ -1,8 +1,9 @@
 """What must hold of duplicates, clusters and splits for any data."""
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from dalle_model.config import CurateConfig
 from dalle_model.curation.clusters import SPLITS, captions_per_picture, cluster, first_of_each, split_of
 from dalle_model.curation.hashes import near_pairs, perceptual_hashes
-from dalle_model.curation.rules import checks, rules_of
-from dalle_model.curation.what_if import what_if
+from dalle_model.curation.rules import PRESETS, checks
+from dalle_model.curation.selection import Outside, select
+from dalle_model.curation.what_if import not_judged, what_if
+from dalle_model.errors import DataError
 
 numbers = st.integers(0, 2**64 - 1)
 
@@ -131,33 +134,56 @@ def test_small_changes_of_a_picture_move_few_bits_and_other_pictures_many() -> N
     assert before.tolist() == perceptual_hashes(smooth).tolist()
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 2**32), st.sampled_from([0.5, 0.9, 1.1, 2.0]))
-def test_what_if_says_what_curation_with_that_threshold_does(seed: int, factor: float) -> None:
-    rng = np.random.default_rng(seed)
-    count = 60
+def kept_by(tables: list[pa.Table], config: CurateConfig, outside: Outside) -> npt.NDArray[np.bool_]:
+    try:
+        return select(tables, config, outside).kept
+    except DataError as error:
+        assert "survives curation" in str(error)
+        return np.zeros(sum(map(len, tables)), bool)
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from(sorted(PRESETS)),
+    st.sampled_from([{}, {"max_pairs_per_cluster": 1, "near_duplicate_bits": 4}, {"drop_duplicates": False}]),
+)
+def test_what_if_says_what_curation_with_that_threshold_does(seed: int, preset: str, more: dict[str, Any]) -> None:
+    rng, count = np.random.default_rng(seed), 80
+    given = {"min_caption_words": 2, "max_word_repetition": 0.9, "max_captions_per_picture": 2, **more}
+    config = CurateConfig(valid_share=0, preset=preset, policy_file="own list", nsfw_model="a model", **given)
+    values = [0.1, 0.3, 0.8, 0.9, 1, 2, 3, 5, 6, 200, 250, 900]
     scores = {
-        rule.name: np.where(rng.random(count) < 0.1, np.nan, rng.choice([0.3, 1, 2, 3, 5, 20, 40, 900], count))
-        for rule in rules_of(CurateConfig())
-    }
-    plain = {name: [f"{n:064x}" for n in range(count)] for name in ("id", "source", "key", "caption")}
-    numbers_ = {name: rng.integers(0, 2**63, count, dtype=np.uint64) for name in ("picture", "phash")}
-    table = pa.table(
-        {**plain, **numbers_, **{k: pa.array(v, pa.float64(), from_pandas=True) for k, v in scores.items()}}
-    )
-    config = CurateConfig(min_caption_words=2, min_caption_chars=2, max_word_repetition=0.9)
-    verdicts = [np.all([c.passed(scores[c.rule]) for c in checks(config)], axis=0)]
-    for move in what_if([table.slice(0, 25), table.slice(25)], config, (factor,)):
-        value = move.threshold
-        other = [
-            replace(c, low=value if np.isfinite(c.low) else c.low, high=value if np.isfinite(c.high) else c.high)
-            if c.reason == move.reason
-            else c
-            for c in checks(config)
-        ]
-        after = np.all([c.passed(scores[c.rule]) for c in other], axis=0)
-        assert (move.kept, move.gained, move.lost) == (
-            after.sum(),
-            (after & ~verdicts[0]).sum(),
-            (verdicts[0] & ~after).sum(),
+        test.rule: np.where(
+            rng.random(count) < 0.9, np.where(np.isfinite(test.low), 400, 0), rng.choice([np.nan, *values], count)
         )
+        for test in checks(config)
+    }
+    table = pa.table(
+        {
+            "id": [f"{n:064x}" for n in rng.integers(0, 2**62, count)],
+            "caption": [f"caption {n}" for n in rng.integers(0, 4, count)],
+            "picture": rng.integers(0, 20, count, dtype=np.uint64),
+            "phash": rng.integers(0, 2**4, count, dtype=np.uint64),
+            **{name: pa.array(column, pa.float64(), from_pandas=True) for name, column in scores.items()},
+        }
+    )
+    withdrawn = pa.array(rng.choice(table["id"].to_numpy(zero_copy_only=False), 6))
+    outside = Outside(removed=lambda part: pa.compute.is_in(part["id"], withdrawn).to_numpy())
+    tables = [table.slice(0, 25), table.slice(25)]
+    now = kept_by(tables, config, outside)
+    moves = what_if(tables, config, removed=outside.removed)
+    assert {move.knob for move in moves} >= {test.knob for test in checks(config)} | {"drop_duplicates"}
+    for move in moves:
+        integer = CurateConfig.model_fields[move.knob].annotation is not float
+        value = int(move.threshold) if integer else move.threshold
+        other = CurateConfig.model_validate(config.model_dump() | {move.knob: value})
+        after = kept_by(tables, other, outside)
+        expected = (after.sum(), (after & ~now).sum(), (now & ~after).sum())
+        assert (move.kept, move.gained, move.lost) == expected, move
+
+
+def test_what_if_says_what_it_does_not_judge() -> None:
+    assert not_judged(CurateConfig(embedding="thumbnail")) == ""
+    assert not_judged(CurateConfig(embedding="thumbnail", max_pairs_per_cluster=1)) == "curate.max_pairs_per_cluster"
+    assert "curate.exclude" in not_judged(CurateConfig(exclude=("x",)))
