@@ -8,6 +8,7 @@ from typing import Any
 from dalle_model.errors import UsageError
 from dalle_model.sources.failures import TRANSIENT
 from flows import commands, views
+from flows.lineage import check_places, data_sets, lineage_of
 from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
 from tasks.attempts import last_attempt, may_pass
 from tasks.plain import bind, here
@@ -37,10 +38,15 @@ def retry(
 def update(
     model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, debug: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured."""
+    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured.
+
+    New pairs are stored and curated as the model's own were, but for what ``sets`` say.
+    """
     started = time.monotonic()
     views.prepare_folder(out)
-    config = commands.preset_config(preset, sets)
+    lineage = lineage_of(settings, input_ref(settings, model, "model"))
+    config = commands.preset_config(preset, [*data_sets(lineage), *sets])
+    check_places(lineage["curated"], config.curate)
     prepare_environment(debug=debug)  # before Prefect is imported
     from flows.update import refresh
     from flows.update import update as flow
@@ -51,5 +57,8 @@ def update(
     else:
         results = refresh(config, settings, bind(here), model)
     result = commands.summary(results, settings, out, started)
-    lines = ["the source holds no pair that the model's data lack"] if list(results) == ["ingest"] else []
+    lines = {
+        ("ingest",): ["the source holds no pair that the model's data lack"],
+        ("ingest", "curate"): ["curation keeps none of the new pairs, so there is nothing to learn"],
+    }.get(tuple(results), [])
     return result.payload, [*lines, *result.lines]

@@ -1,7 +1,6 @@
 """Questions to a curation: what other thresholds would keep."""
 
 import dataclasses
-import json
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ from dalle_model.curation.what_if import not_judged
 from dalle_model.curation.what_if import what_if as moves_of
 from dalle_model.errors import DataError, UsageError
 from flows import commands
+from flows.lineage import CUTTING_MODELS, check_places, curate_sets
 from tasks.artifacts import Manifest
 from tasks.curate_scores import stored_tables
 from tasks.kin import EMBEDDING_MODEL, pairs_of
@@ -20,10 +20,6 @@ from tasks.removals import removals_of, withdrawn_ids
 from tasks.settings import Settings
 from tasks.step import open_store
 from tasks.store import Store
-
-# By the rule that asks the model, the setting that names it. What judges beauty drops nothing.
-_MODELS = {"nsfw": "nsfw_model", "agreement": "agreement_model"}
-_PLACES = (*_MODELS.values(), "policy_file", "embedding_model", "aesthetic_model")  # an artifact records no places
 
 _OFF: dict[str, Any] = {
     **dict.fromkeys(("max_aspect", "max_caption_chars", "max_profanity", "max_policy", "max_personal_data"), 10**9),
@@ -100,22 +96,21 @@ def _own_config(curated: Manifest, settings: Settings, preset: str, sets: list[s
 
     UsageError for a list of words that is not given, and for a model other than the one whose scores are stored.
     """
-    recorded, outside = curated.config["config"], curated.config.get("outside", {})
-    fields = CurateConfig.model_fields.keys() - set(_PLACES)
-    own = [f"curate.{name}={json.dumps(recorded[name])}" for name in sorted(fields & recorded.keys())]
-    config = commands.preset_config(preset, [*own, *sets]).curate
-    if "policy_file" in outside and not config.policy_file:
-        raise UsageError(
-            f"curated {curated.fingerprint[:12]} was judged by an own list of words, which is not stored; give it with --set curate.policy_file=PATH"
-        )
+    config = commands.preset_config(preset, [*curate_sets(curated), *sets]).curate
+    check_places(curated, config, ("policy_file",))
+    outside = curated.config.get("outside", {})
     stored, asked = models_in(outside), model_digests(config, settings)
-    for rule, knob in _MODELS.items():
+    for rule, knob in CUTTING_MODELS.items():
         if rule in asked and asked[rule] != stored.get(rule):
             raise UsageError(
                 f"curated {curated.fingerprint[:12]} holds no scores of curate.{knob} {getattr(config, knob)!r}; curate with that model first"
             )
     # The scores are there, so that there is a model is all that counts.
-    named = {knob: stored[rule] for rule, knob in _MODELS.items() if rule in stored and curated.objects_of(ROLES[rule])}
+    named = {
+        knob: stored[rule]
+        for rule, knob in CUTTING_MODELS.items()
+        if rule in stored and curated.objects_of(ROLES[rule])
+    }
     if EMBEDDING_MODEL in outside:
         named.setdefault("embedding_model", outside[EMBEDDING_MODEL])
     return config.model_copy(update=named)

@@ -1,31 +1,39 @@
 """New data for a model that is there: what is new is taken in, and the model goes on from its weights."""
 
+import io
+
+import pyarrow.parquet as pq
 from prefect import flow
 
 from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
 from dalle_model.errors import UsageError
+from flows.lineage import lineage_of
 from flows.presets import quickstart
 from flows.settings import settings_for
 from tasks.artifacts import ArtifactRef, Manifest
-from tasks.job import load_ancestor
 from tasks.plain import Steps
 from tasks.prefect_tasks import STEPS
 from tasks.settings import Settings
 from tasks.step import StepResult, input_ref, open_store
+from tasks.store import Store
 
 
 def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[str, StepResult]:
     """Ingest onto the pairs that ``model`` was trained on, then curate, encode as before, fit from its weights.
 
-    Ends after ingest when the source holds nothing new. Raises RefNotFound, or UsageError for a model without pairs.
+    Ends after ingest when the source holds nothing new, and after curate when that keeps the pairs that the model was
+    trained on and no others. Raises RefNotFound, or UsageError for a model without pairs and for smaller pictures.
     """
     before = input_ref(s, model, "model")
-    lineage = _lineage(s, before.fingerprint, before.step)
+    lineage = lineage_of(s, before)
+    _refuse_smaller(config, lineage["pairs"])
     pairs = do.ingest(config.ingest, s, pairs=_ref(s, lineage["pairs"]))
     grown = open_store(s).find(pairs.ref.step, pairs.ref.fingerprint)
     if grown is not None and not grown.stats["new"]["kept"]:
         return {"ingest": pairs}
     curated = do.curate(config.curate, s, pairs=pairs.ref)
+    if _same_pairs(s, lineage["curated"], curated.ref):
+        return {"ingest": pairs, "curate": curated}
     encoding = EncodeConfig.model_validate(lineage["tokens"].config["config"])
     tokens = do.encode(encoding, s, curated=curated.ref, tokenizer=_ref(s, lineage["tokenizer"]))
     shape = ModelConfig.model_validate(lineage["model"].config["config"]["model"])
@@ -39,22 +47,25 @@ def _ref(s: Settings, manifest: Manifest) -> ArtifactRef:
     return manifest.ref(open_store(s).manifest_uri(manifest.step, manifest.fingerprint))
 
 
-def _lineage(s: Settings, fingerprint: str, step: str) -> dict[str, Manifest]:
-    """The artifacts behind a model, by kind."""
+def _refuse_smaller(config: PipelineConfig, pairs: Manifest) -> None:
+    before = pairs.config["config"]["image_px"]
+    if config.ingest.image_px < before:
+        raise UsageError(
+            f"the model's pairs are stored at {before} px, new ones would be at {config.ingest.image_px}; set ingest.image_px to {before} or more"
+        )
+
+
+def _same_pairs(s: Settings, before: Manifest, after: ArtifactRef) -> bool:
+    """Whether two curations keep the same pairs in the same splits: nothing is to be learned from the new one."""
     store = open_store(s)
-    model = store.find(step, fingerprint)
-    assert model is not None  # it was resolved a moment ago
-    if all(used.name != "tokens" for used in model.inputs):
-        raise UsageError(f"model {fingerprint[:12]} was not trained here, so its pairs are not known; train one first")
-    tokens = load_ancestor(store, model, "tokens")
-    curated = load_ancestor(store, tokens, "curated")
-    return {
-        "model": model,
-        "tokens": tokens,
-        "curated": curated,
-        "tokenizer": load_ancestor(store, tokens, "tokenizer"),
-        "pairs": load_ancestor(store, curated, "pairs"),
-    }
+    found = store.find(after.step, after.fingerprint)
+    return found is not None and found.rows == before.rows and _kept(store, found) == _kept(store, before)
+
+
+def _kept(store: Store, curated: Manifest) -> list[tuple[str, str]]:
+    with pq.ParquetFile(io.BytesIO(store.read(curated.object_of("curated")))) as file:
+        table = file.read(columns=["id", "split"])
+    return sorted(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
 @flow(name="update", flow_run_name="update with {config.ingest.source}")

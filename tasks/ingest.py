@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from dalle_model.config import IngestConfig
-from dalle_model.errors import DataError
+from dalle_model.errors import DataError, SourceError
 from dalle_model.sources.registry import Weighted, open_sources, split_sources
 from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import ArtifactRef
@@ -119,6 +119,8 @@ def _read(job: Job, facts: dict[str, Any]) -> Totals:
                 job.commit_part(len(parts), shard)
                 parts.append(shard)
             lost += pool.children_lost
+        if len(sources) > 1 and not any(part.stats["source"] == number for part in parts):
+            raise SourceError(f"source {source.name} of {config.source} holds no rows; leave it out, or see to it")
     job.progress(progress.done, progress.done, unit="images")
     facts["decoders_lost"] = lost
     return Totals.grown(base, parts)

@@ -19,24 +19,28 @@ _SHEET_TILES = 48
 
 @dataclass(frozen=True)
 class Totals:
-    """The shards of an artifact with their statistics; ``parts`` are those that this run made."""
+    """The shards of an artifact with their statistics; ``parts`` are those that this run made.
+
+    judged: the statistics by which the source is judged. An earlier set that it is added to does not speak for it.
+    """
 
     parts: list[Part]
     objects: tuple[ObjectRef, ...]
     stats: dict[str, Any]
+    judged: dict[str, Any]
 
     @classmethod
     def grown(cls, base: Manifest | None, parts: list[Part]) -> "Totals":
         """The shards of an earlier artifact, then the new ones."""
         made = _summed([part.stats for part in parts])
         if base is None:
-            return cls(parts, (*_of(parts, "pairs"), *_of(parts, "ledger")), made)
+            return cls(parts, (*_of(parts, "pairs"), *_of(parts, "ledger")), made, made)
         stats = _summed([base.stats, made])
         stats["new"] = {name: made[name] for name in ("rows_in", "kept", "rejected")} | {
             "known": made["reasons"].get(Reason.KNOWN.value, 0)
         }
         pairs = (*base.objects_of("pairs"), *_of(parts, "pairs"))
-        return cls(parts, (*pairs, *base.objects_of("ledger"), *_of(parts, "ledger")), stats)
+        return cls(parts, (*pairs, *base.objects_of("ledger"), *_of(parts, "ledger")), stats, made)
 
     @classmethod
     def replaced(cls, base: Manifest, parts: list[Part], places: list[int]) -> "Totals":
@@ -46,7 +50,7 @@ class Totals:
             ledger[place] = obj
         stats = _summed([base.stats, *(part.stats for part in parts)], [part.stats["replaced"] for part in parts])
         stats["tried_again"] = {name: sum(part.stats[name] for part in parts) for name in ("rows_in", "kept")}
-        return cls(parts, (*base.objects_of("pairs"), *_of(parts, "pairs"), *ledger), stats)
+        return cls(parts, (*base.objects_of("pairs"), *_of(parts, "pairs"), *ledger), stats, stats)
 
 
 def _of(parts: list[Part], role: str) -> list[ObjectRef]:
@@ -79,8 +83,8 @@ def outcome(job: Job, made: Totals, facts: dict[str, Any]) -> Outcome:
         raise DataError(
             f"{rows_in} rows went in, but {kept} kept and {rejected} rejected came out; this is a defect, please report it"
         )
-    _refuse_few_fetches(stats, config)
-    _refuse_few_pairs(parts, stats, config)
+    _refuse_few_fetches(made.judged, config)
+    _refuse_few_pairs(parts, made.judged, config)
     new = sum(part.stats["kept"] for part in parts)
     sheets = (
         job.put(_kept_sheet(job, parts, new), ext="png", role="sheet.kept"),
@@ -93,7 +97,7 @@ def _refuse_few_pairs(parts: list[Part], stats: dict[str, Any], config: IngestCo
     """DataError when too many rows are rejected. Known pairs are no fault of the source."""
     known = stats["reasons"].get(Reason.KNOWN.value, 0)
     rows_in, rejected = stats["rows_in"] - known, stats["rejected"] - known
-    if stats["kept"] and rejected <= config.max_rejected_share * rows_in:
+    if stats["kept"] + known and rejected <= config.max_rejected_share * rows_in:
         return
     reason, count = next((r, n) for r, n in stats["reasons"].items() if r != Reason.KNOWN.value)
     example = next((e for p in parts for e in p.stats["examples"] if e[0] == reason), [reason, "an earlier row", ""])

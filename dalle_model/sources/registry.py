@@ -17,7 +17,8 @@ _ALONE = ("openmoji",)  # take no words after a colon
 _OPTIONAL = ("scenes", "openclipart")  # may take some
 _WEIGHT = re.compile(r"^(?P<source>.*\S)\s+\*\s+(?P<weight>\S+)$", re.DOTALL)
 IN_BUCKETS = ("imagefolder", "parquet", "jsonl", "csv", "webdataset", "urls")
-MAX_WEIGHT = 1000.0
+MAX_WEIGHT = 1000.0  # and its inverse is the least: weights are stored in 32 bits
+_PATHS = "A path with ' + ' or ' * ' in it is read under another name, e.g. of a link to it"
 Opener = Callable[[str], Remote]
 
 
@@ -81,9 +82,9 @@ def _split(term: str) -> SourceWords:
             weight = float(found["weight"])
         except ValueError:
             weight = math.nan
-        if not 0 < weight <= MAX_WEIGHT:
+        if not 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT:
             raise UsageError(
-                f"source {term!r}: {found['weight']!r} is no weight above 0 and at most {MAX_WEIGHT:g}; write e.g. openmoji * 2"
+                f"source {term!r}: {found['weight']!r} is no weight from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; write e.g. openmoji * 2. {_PATHS}"
             )
         term = found["source"]
     kind, colon, rest = term.partition(":")
@@ -92,7 +93,7 @@ def _split(term: str) -> SourceWords:
         raise UsageError(
             f"unknown source {term!r}; give openmoji, openclipart[:PATH], scenes[:COUNT], imagefolder:PATH, "
             "hf:NAME[:config][:split], parquet:PATH, jsonl:PATH, csv:PATH, webdataset:PATH or urls:LIST; "
-            "several as SOURCE + SOURCE * WEIGHT"
+            f"several as SOURCE + SOURCE * WEIGHT. {_PATHS}"
         )
     return SourceWords(kind, rest, weight)
 

@@ -1,5 +1,6 @@
 """`dalle update` and `dalle ingest --retry`: new data for what is there, as a person would bring it."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from support.data_steps import write_folder
 from support.tiny import TinyRun, command_sets
 from support.web_sites import Page, site
 
+from dalle_model.records import pair_id_of
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("steps_here")
@@ -35,10 +37,35 @@ def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_pat
     fitted = store.find("fit", made["fit"]["fingerprint"])
     assert fitted is not None
     assert {used.name: used.fingerprint for used in fitted.inputs}["model"] == model
+    assert pairs.config["config"]["image_px"] == tiny_run.manifest("ingest").config["config"]["image_px"]
     again = dalle("update", f"imagefolder:{new}", "--model", made["fit"]["fingerprint"], *common[2:])
     assert again.code == 0, again.err
     assert list(again.payload["artifacts"]) == ["ingest"], "with nothing new, nothing is trained"
     assert "holds no pair that the model's data lack" in again.err
+
+
+def test_an_update_curates_as_the_model_was_and_ends_where_nothing_is_left_to_learn(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    folder = tiny_run.copy(tmp_path / "artifacts", before="")
+    pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(2)}
+    new = write_folder(tmp_path / "new", pictures, [{"file_name": "0.png", "text": "mine"}])
+    digest = hashlib.sha256(pictures["0.png"]).digest()
+    assert dalle("forget", f"id:{pair_id_of(digest, 'mine')}", "--store", str(folder)).code == 0
+    common = ["--model", tiny_run.results["fit"].ref.fingerprint, "--store", str(folder), "--json"]
+    common += ["--out", str(tmp_path / "out")]
+    said = dalle("update", f"imagefolder:{new}", *common)
+    assert said.code == 0, said.err
+    assert list(said.payload["artifacts"]) == ["ingest", "curate"] and "nothing to learn" in said.err
+    store = Store.open(folder)
+    for step in ("ingest", "curate"):
+        made = store.find(step, said.payload["artifacts"][step]["fingerprint"])
+        assert made is not None
+        before, after = tiny_run.manifest(step).config["config"], made.config["config"]
+        here = {"source", "limit", "rows_per_shard"}
+        assert {k: v for k, v in before.items() if k not in here} == {k: v for k, v in after.items() if k not in here}
+    small = dalle("update", f"imagefolder:{new}", *common, "--set", "ingest.image_px=8")
+    assert (small.code, "at 8" in small.error) == (2, True)
 
 
 def test_a_list_is_ingested_and_tried_again_from_the_command_line(tmp_path: Path) -> None:

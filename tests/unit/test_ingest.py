@@ -279,7 +279,10 @@ def test_several_sources_share_a_run_each_with_its_weight(tmp_path: Path, monkey
     assert limited.stats["rows_in"] == 12, "the limit is that of each source"
 
 
-@pytest.mark.parametrize("words", ["openmoji + ", "scenes * 0", "scenes * x", "scenes * inf", "openmoji:x", "urls"])
+@pytest.mark.parametrize(
+    "words",
+    ["openmoji + ", "scenes * 0", "scenes * -1", "scenes * 1e-50", "scenes * x", "scenes * inf", "openmoji:x", "urls"],
+)
 def test_words_that_name_no_source_are_refused(tmp_path: Path, words: str) -> None:
     with pytest.raises(UsageError, match="source"):
         Data(tmp_path).ingest(IngestConfig(source=words))

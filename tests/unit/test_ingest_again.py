@@ -9,7 +9,7 @@ from support.data_steps import Data, write_folder
 from support.web_sites import Page, Site, site
 
 from dalle_model.config import CurateConfig, FetchConfig, IngestConfig
-from dalle_model.errors import DataError, UsageError
+from dalle_model.errors import DataError, SourceError, UsageError
 from tasks.artifacts import Manifest
 from tasks.attempts import last_attempt, may_pass
 from tasks.ingest_again import KnownIds
@@ -81,6 +81,27 @@ def test_a_source_with_nothing_new_is_no_failure_and_one_of_rubbish_is(tmp_path:
             folder_of(tmp_path / "c", range(9), bad=tuple(range(9))).model_copy(update={"max_rejected_share": 0.1}),
             base,
         )
+
+
+def test_an_earlier_set_does_not_speak_for_a_new_source(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    base = data.ingest(folder_of(tmp_path / "a", range(30)))
+    with pytest.raises(DataError, match="10 of 10 rows"):  # ten bad of forty would pass
+        onto(data, folder_of(tmp_path / "b", range(30, 40), bad=tuple(range(30, 40))), base)
+    with site({}) as web:
+        fetched = data.ingest(list_on(web, tmp_path / "good.txt", 8, busy=set()))
+        config = list_on(web, tmp_path / "gone.txt", 3, busy=set(), gone={0, 1, 2})
+        with pytest.raises(SourceError, match="only 0 of 3 fetches"):
+            onto(data, config, fetched)
+
+
+def test_each_of_several_sources_has_rows(tmp_path: Path) -> None:
+    data, full = Data(tmp_path), folder_of(tmp_path / "a", range(3)).source
+    (tmp_path / "nothing" / "x").mkdir(parents=True)
+    (tmp_path / "nothing" / "metadata.csv").write_text("file_name,text\n")
+    for both in (f"{full} + imagefolder:{tmp_path}/nothing", f"imagefolder:{tmp_path}/nothing * 2 + {full}"):
+        with pytest.raises(SourceError, match="holds no rows"):
+            data.ingest(IngestConfig(source=both, image_px=32))
 
 
 def test_known_ids_are_whole_ids() -> None:
