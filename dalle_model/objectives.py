@@ -67,6 +67,10 @@ class Objective(ABC):
         """Values that move with the step, for the curve."""
         return {}
 
+    def settle(self, network: nn.Module) -> None:
+        """Make what follows from the weights and is none, such as running statistics, fit averaged ones. No gradient."""
+        return
+
     def references(self) -> dict[str, float]:
         """What terms of the loss are for a network that has learnt nothing: ln K of a choice among K."""
         return {}

@@ -39,13 +39,15 @@ from dalle_model.tokenizers.dvae import (
 from dalle_model.tokenizers.fsq import FsqTokenizer
 from dalle_model.tokenizers.vq import VqTokenizer
 
-_NOISE, _LATENT, _CRITIC, _AUGMENT, _SHIFT = (
+_NOISE, _LATENT, _CRITIC, _AUGMENT, _SHIFT, _SETTLE = (
     0x6015E,
     0x1A7E,
     0xC217,
     0xA063,
     0x5417,
+    0x5E77,
 )  # stream numbers under Runtime.seed
+_SETTLED_ON, _SETTLE_ROWS = 32, 64  # batches and their rows that running statistics are taken from
 
 
 class _PictureObjective(Objective):
@@ -268,6 +270,25 @@ class DcganObjective(_PictureObjective):
         fake = critic(self._seen(made, batch, step, 2))
         losses = hinge_critic(real[:, None], fake[:, None]) if self._hinge else gan_critic_loss(real, fake)
         return _critic_terms(losses, real, fake, self._batch_size)
+
+    def settle(self, network: nn.Module) -> None:
+        """Running statistics of batch norm, anew from noise: those at hand are of the weights that were trained, and
+        averaged weights have others (as for averaged weights in Izmailov et al. 2018, arXiv 1803.05407, section 3.2).
+        """
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta, training = [norm.momentum for norm in norms], network.training
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean of all batches
+        network.train()
+        device = next(network.parameters()).device
+        with torch.no_grad():
+            for number in range(_SETTLED_ON):
+                rows = torch.randn(_SETTLE_ROWS, self._latent_dim, generator=self._runtime.generator(_SETTLE, number))
+                network(rows.to(device))
+        network.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def tokenizer_objective(

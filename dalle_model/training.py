@@ -145,7 +145,7 @@ def fit(
                 if stop:
                     raise TrainingStopped(f"stopped after step {done} of {optim.steps}, saved")
         with torch.no_grad():
-            _publish(objective.network, run)
+            _publish(objective, run)
         objective.network.eval()
     seconds = time.perf_counter() - started
     rate = (optim.steps - first) * optim.batch_size / seconds if seconds > 0 else 0.0
@@ -243,19 +243,21 @@ def _published(objective: Objective, run: _Run) -> Iterator[nn.Module]:
     """The whole network with the weights that it would be published with, in eval mode, for a while."""
     network = objective.network
     own = run.network is network
-    kept = {n: p.detach().clone() for n, p in network.named_parameters()} if own and run.average else {}
-    _publish(network, run)
+    kept = {n: v.detach().clone() for n, v in network.state_dict().items()} if own and run.average else {}
+    _publish(objective, run)
     network.eval()
     try:
         yield network
     finally:
+        now = network.state_dict()
         for name, value in kept.items():
-            network.get_parameter(name).copy_(value)
+            now[name].copy_(value)
         network.train()
 
 
-def _publish(network: nn.Module, run: _Run) -> None:
+def _publish(objective: Objective, run: _Run) -> None:
     """Write the averaged weights, or where there are none the trained ones, into the whole network. On all ranks."""
+    network = objective.network
     own = run.network is network
     for name, p in run.network.named_parameters():
         if name in run.average or not own:
@@ -263,6 +265,8 @@ def _publish(network: nn.Module, run: _Run) -> None:
     if not own:
         for name, buffer in run.network.named_buffers():
             network.get_buffer(name).copy_(whole(buffer))
+    if run.average:
+        objective.settle(network)
 
 
 def _overfit_one_batch(objective: Objective, run: _Run, optim: OptimConfig, runtime: Runtime) -> None:

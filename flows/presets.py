@@ -148,8 +148,8 @@ def gan() -> PipelineConfig:
     Hardware: 2 cores; 1 GB of memory; some 7 minutes. Result: outlined shapes with coloured fillings on white grounds, of
     the build of people, flags and animals, none of them an object one could name; Frechet distance on random features
     0.112 (95 % interval 0.093 to 0.130), precision 0.71, recall 0.03. The published DCGAN had 0.617 after 132 updates:
-    grey clouds under a checkerboard. Measured once, on 2026-11-28 with torch 2.13 on Zen 3 (float32):
-    tests/benchmarks/results/families_2-core-zen3_202611.md.
+    grey clouds under a checkerboard. Measured once, on 2026-11-28 with torch 2.13 on Zen 3 (float32), when running
+    statistics were not yet those of the averaged weights: tests/benchmarks/results/families_2-core-zen3_202611.md.
 
     The published DCGAN is ``upsampling=transposed critic_norm=batch critic_loss=logistic critic_shift=0 width=64
     critic_lr=2e-4 optim.lr=2e-4 optim.ema=0``, each under ``generator.``.

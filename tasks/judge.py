@@ -69,7 +69,7 @@ def _train(job: Job, training: PictureSet, shared: str) -> tuple[ObjectRef, ...]
         lr=2e-3,
         betas=(0.9, 0.98),
         weight_decay=0.1,
-        warmup_steps=20,
+        warmup_steps=min(20, job.config.judge_steps // 5),  # the user sets the steps alone
         final_lr_share=0.02,
         checkpoint_every=max(1, min(_CHECKPOINT_EVERY, job.config.judge_steps // 3)),
         log_every=20,

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from dalle_model.dual_encoder import (
     small,
 )
 from dalle_model.errors import DataError
+from dalle_model.optim import unreached_peak
 from dalle_model.runtime import Runtime
 from dalle_model.scenes import COLOURS, SHAPES, Thing, render
 from dalle_model.training import fit
@@ -110,3 +112,15 @@ def test_captions_one_word_apart_are_found_and_no_others() -> None:
         [],
         ["a blue circle", "a red circle"],
     ]
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(3, 0), (10, 2), (100, 20), (1000, 20)])
+def test_no_length_that_a_user_sets_ends_inside_the_warm_up(
+    steps: int, warmup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[OptimConfig] = []
+    monkeypatch.setattr(tasks.judge, "train", lambda job, objective, optim, runtime, data: used.append(optim))
+    job: Any = SimpleNamespace(config=EvaluateConfig(judge_steps=steps), runtime=Runtime(), put=lambda *a, **k: None)
+    pictures: Any = SimpleNamespace(rows={"caption": pa.array(WORDS[:2])}, images=np.zeros((2, PX, PX, 3), np.uint8))
+    tasks.judge._train(job, pictures, "shared")
+    assert used[0].warmup_steps == warmup and unreached_peak(used[0]) == ""
