@@ -10,6 +10,7 @@ shards are named again, not stored again. With ``retry`` it is the earlier one w
 
 import time
 from collections.abc import Mapping
+from itertools import count as count_from
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,7 @@ from dalle_model.sources.telling import Tell, silent
 from tasks.artifacts import ArtifactRef
 from tasks.ingest_again import known_ids, retry
 from tasks.ingest_outcome import Totals, outcome
-from tasks.ingest_shards import Progress, checked, decode_pool, finished_parts, next_shard
+from tasks.ingest_shards import Progress, checked, decode_pool, finished_parts, stored_parts
 from tasks.job import Job, Outcome
 from tasks.s3_source import remote_opener
 from tasks.settings import Settings
@@ -115,9 +116,7 @@ def _read(job: Job, facts: dict[str, Any]) -> Totals:
         rows = islice(source.rows(start), max(config.limit - start, 0) if config.limit else None)
         with decode_pool(job, source.vector) as pool:
             decoded = pool.map(checked(progress.watch.seen(rows, source.name), config, known))
-            while shard := next_shard(decoded, job, source, len(parts), progress):
-                job.commit_part(len(parts), shard)
-                parts.append(shard)
+            parts += stored_parts(decoded, job, source, count_from(len(parts)), progress)
             lost += pool.children_lost
         if len(sources) > 1 and not any(part.stats["source"] == number for part in parts):
             raise SourceError(f"source {source.name} of {config.source} holds no rows; leave it out, or see to it")
@@ -140,8 +139,6 @@ def _make_pieces(job: Job, pieces: range) -> Outcome:
         rows = islice(source.rows(start), end - start)
         with decode_pool(job, source.vector) as pool:
             decoded = pool.map(checked(rows, config, known))
-            for n in range(missing[0], pieces.stop):
-                if (shard := next_shard(decoded, job, source, n, progress)) is None:
-                    break
-                job.commit_part(n, shard)
+            for _ in stored_parts(decoded, job, source, range(missing[0], pieces.stop), progress):
+                pass
     return Outcome((), 0, {})

@@ -4,6 +4,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -141,34 +142,79 @@ def _arrived(item: Checked, image: Picture | Refused | Future[bytes | Refused]) 
     return item, image.result() if isinstance(image, Future) else image
 
 
-def next_shard(
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rows of a shard in local files, counted."""
+
+    pairs: TableFile
+    ledger: TableFile
+    counts: "Counts"
+
+    def store(self, job: Job) -> Part:
+        """Put both files into the store."""
+        objects = (
+            job.put(self.pairs.finish(), ext="parquet", role="pairs", rows=self.counts.kept),
+            job.put(self.ledger.finish(), ext="parquet", role="ledger", rows=self.counts.rows_in),
+        )
+        return Part(objects=objects, stats=self.counts.stats())
+
+
+def stored_parts(
+    decoded: Iterator[tuple[Checked, bytes, Decoded | Refused]],
+    job: Job,
+    source: Weighted,
+    numbers: Iterable[int],
+    progress: Progress,
+) -> Iterator[Part]:
+    """Receipts of the shards with these numbers, up to the end of the source. SourceError when too few fetches succeed.
+
+    While a shard is stored, which is mostly waiting for a disk or a network, the rows of the next are read: at most one
+    shard is on its way, and receipts are written in order.
+    """
+    with ThreadPoolExecutor(1, "store") as storing:
+        on_its_way: Future[Part] | None = None
+        for number in numbers:
+            with ExitStack() as files:
+                shard = _filled(decoded, job, source, number, progress, files)
+                if on_its_way:
+                    yield on_its_way.result()
+                on_its_way = storing.submit(_committed, shard, job, number, files.pop_all()) if shard else None
+            if not on_its_way:
+                return
+        if on_its_way:
+            yield on_its_way.result()
+
+
+def _filled(
     decoded: Iterator[tuple[Checked, bytes, Decoded | Refused]],
     job: Job,
     source: Weighted,
     number: int,
     progress: Progress,
-) -> Part | None:
-    """Build and store the next shard; None when the source has no more rows. SourceError when too few fetches succeed."""
+    files: ExitStack,
+) -> Shard | None:
+    """The next rows; None when the source has no more. ``files`` closes and removes the local files."""
     config: IngestConfig = job.config
-    counts = Counts(source)
-    with (
-        TableFile(job.spool / f"pairs-{number:06d}.parquet", PAIR) as pairs,
-        TableFile(job.spool / f"ledger-{number:06d}.parquet", LEDGER) as ledger,
-    ):
-        for given, sha256, result in islice(decoded, config.rows_per_shard):
-            item = given.with_picture(sha256)
-            counts.add(item.row, result)
-            if isinstance(result, Decoded):
-                pairs.add(pair_row(item, source, result))
-            ledger.add(outcome_row(item, source.name, result))
-            progress.show(source)
-        if not counts.rows_in:
-            return None
-        objects = (
-            job.put(pairs.finish(), ext="parquet", role="pairs", rows=counts.kept),
-            job.put(ledger.finish(), ext="parquet", role="ledger", rows=counts.rows_in),
-        )
-    return Part(objects=objects, stats=counts.stats())
+    shard = Shard(
+        pairs=files.enter_context(TableFile(job.spool / f"pairs-{number:06d}.parquet", PAIR)),
+        ledger=files.enter_context(TableFile(job.spool / f"ledger-{number:06d}.parquet", LEDGER)),
+        counts=Counts(source),
+    )
+    for given, sha256, result in islice(decoded, config.rows_per_shard):
+        item = given.with_picture(sha256)
+        shard.counts.add(item.row, result)
+        if isinstance(result, Decoded):
+            shard.pairs.add(pair_row(item, source, result))
+        shard.ledger.add(outcome_row(item, source.name, result))
+        progress.show(source)
+    return shard if shard.counts.rows_in else None
+
+
+def _committed(shard: Shard, job: Job, number: int, files: ExitStack) -> Part:
+    with files:
+        part = shard.store(job)
+        job.commit_part(number, part)
+    return part
 
 
 def _facts(kind: str, width: int, height: int, notes: tuple[str, ...]) -> dict[str, Any]:

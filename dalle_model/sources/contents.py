@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 _READ_BYTES = 1 << 20
 _WHOLE_BYTES = 1 << 24  # objects of a bucket up to this size are read in one request
 _AT_HAND_S = 1e-4  # a small file in the page cache is read and digested in a quarter of that
+_WAITING = 0.75  # share of the time of a chunk that is not computing, from which on its files are far away
+_LARGE_BYTES = 1 << 16  # digesting these takes several times as long as Python's part, and lets other threads run
 _LOOK_EVERY_S = 0.25
 
 
@@ -39,18 +41,21 @@ def content_digest(root: AnyPath, files: Iterable[AnyPath | str], tell: Tell = s
 
     paths = iter(files)
     workers = min(8, os.cpu_count() or 1)
-    chunk, at_once = list(islice(paths, 64)), True
+    chunk, at_once = list(islice(paths, 16)), isinstance(root, Remote)
     with ThreadPoolExecutor(workers, "digest") as threads:
         while chunk:
-            started = time.monotonic()
+            started, computed, before = time.monotonic(), time.process_time(), tally.done
             # Several go to a thread: each is digested sooner than a thread is told of it.
             size = 1 if isinstance(root, Remote) else max(1, min(32, len(chunk) // (4 * workers)))
             pieces = (chunk[at : at + size] for at in range(0, len(chunk), size))
             for lines in _in_threads(threads, some, pieces, tally) if at_once else map(some, pieces):
                 total.update(lines)
                 tally.show()
-            # Threads help where files are large or far away; over small ones at hand they only wait for each other.
-            at_once = isinstance(root, Remote) or time.monotonic() - started > _AT_HAND_S * len(chunk)
+            # Threads help where files are large, or are waited for; over small ones at hand they only wait for each other.
+            took, computed = time.monotonic() - started, time.process_time() - computed
+            large = tally.done - before > _LARGE_BYTES * len(chunk)
+            waited_for = took > _AT_HAND_S * len(chunk) and computed < (1 - _WAITING) * took
+            at_once = isinstance(root, Remote) or large or waited_for
             chunk = list(islice(paths, 1024))
     tally.end()
     return total.hexdigest()

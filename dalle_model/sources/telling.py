@@ -41,6 +41,11 @@ class Tally:
             self._done += amount
             self._files += files
 
+    @property
+    def done(self) -> int:
+        """How much is counted."""
+        return self._done
+
     def show(self) -> None:
         """Tell, unless it was told a moment ago."""
         now = time.monotonic()

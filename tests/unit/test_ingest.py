@@ -4,10 +4,12 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +39,28 @@ def folder_of(path: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
 
 def config_of(folder: Path, **changes: object) -> IngestConfig:
     return IngestConfig(source=f"imagefolder:{folder}", image_px=32, rows_per_shard=10, **changes)
+
+
+def test_the_next_rows_are_read_while_a_shard_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is flushed, and still more a bucket, is waited for."""
+    further = threading.Event()
+    put, show = Job.put, Progress.show
+
+    def slow(job: Job, source: bytes | Path, **words: Any) -> Any:
+        assert words["role"] != "pairs" or not str(source).endswith("000000.parquet") or further.wait(30)
+        return put(job, source, **words)
+
+    def seen(progress: Progress, source: Any) -> None:
+        show(progress, source)
+        if progress.done > 15:
+            further.set()
+
+    monkeypatch.setattr(Job, "put", slow)
+    monkeypatch.setattr(Progress, "show", seen)
+    config = config_of(folder_of(tmp_path / "set", 25))
+    manifest = Data(tmp_path / "slow").ingest(config)
+    monkeypatch.undo()
+    assert manifest.objects == Data(tmp_path / "fast").ingest(config).objects
 
 
 def test_every_row_has_an_outcome_and_every_kept_row_is_whole(tmp_path: Path) -> None:
