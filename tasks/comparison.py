@@ -76,7 +76,9 @@ class Comparison:
         asked = sum(row.decides for row in self.rows)
         parts = parts or [f"none of {asked} deciding figures differs by more than chance"]
         if self.left_out:
-            parts.append(f"not compared, as another network measured them for either: {', '.join(self.left_out)}")
+            parts.append(
+                f"not compared, as another network or other reference pictures measured them for either: {', '.join(self.left_out)}"
+            )
         return f"{self.overall}: " + "; ".join(parts)
 
     def document(self) -> dict[str, Any]:
@@ -99,16 +101,21 @@ def compare(store: Store, first: Manifest, second: Manifest) -> Comparison:
 
 
 def measured_apart(one: Records, two: Records) -> tuple[str, ...]:
-    """Figures that stand on other networks in two evaluations, which are no part of the models under examination.
+    """Figures that stand on other networks in two evaluations, which are no part of the models under examination, or on
+    other reference pictures.
 
-    Judges of other training data or of another length, say: their difference would pass for one of the models.
+    Judges of other training data or of another length, say: their difference would pass for one of the models. Among
+    more pictures it is harder to be recognised, so of a model that more data went into fewer drawings would be.
     """
     return tuple(
         sorted(
             figure
             for figure in one.keys() & two.keys()
-            if one[figure]["features_sha256"] != two[figure]["features_sha256"]
-            and not one[figure]["features"].startswith(_OF_A_MODEL)
+            if one[figure]["reference"] != two[figure]["reference"]
+            or (
+                one[figure]["features_sha256"] != two[figure]["features_sha256"]
+                and not one[figure]["features"].startswith(_OF_A_MODEL)
+            )
         )
     )
 

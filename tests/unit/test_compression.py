@@ -44,21 +44,26 @@ def test_what_no_drawing_changes_decides_nothing() -> None:
 
 
 def test_what_other_networks_measured_for_either_model_is_not_compared_and_said_so() -> None:
-    def records(judge: str, model: str) -> dict[str, dict[str, str]]:
+    def records(judge: str, model: str, pictures: int = 100) -> dict[str, dict[str, str]]:
+        fixed = {"reference": "the pairs of the split"}
         return {
-            "agreement": {"features": "dual_encoder", "features_sha256": judge},
-            "recognisability": {"features": "pixels", "features_sha256": ""},
-            "bits_per_pixel_valid": {"features": "transformer", "features_sha256": model},
+            "agreement": {"features": "dual_encoder", "features_sha256": judge, **fixed},
+            "recognisability": {"features": "pixels", "features_sha256": "", "reference": f"{pictures} pictures"},
+            "bits_per_pixel_valid": {"features": "transformer", "features_sha256": model, **fixed},
         }
 
     assert measured_apart(records("a", "m"), records("a", "n")) == ()
+    # among more pictures fewer drawings are recognised, whatever the model
+    assert measured_apart(records("a", "m"), records("a", "n", 200)) == ("recognisability",)
     apart = measured_apart(records("a", "m"), records("b", "n"))
     assert apart == ("agreement",)
     units = [f"prompt {i}" for i in range(20)]
     low, high = ({"agreement": dict.fromkeys(units, v), "recognisability": dict.fromkeys(units, v)} for v in (0.0, 1.0))
     told = compare_values("a" * 64, low, "b" * 64, high, apart)
     assert [row.figure for row in told.rows] == ["recognisability"] and told.document()["left_out"] == ["agreement"]
-    assert told.sentence.endswith("not compared, as another network measured them for either: agreement")
+    assert told.sentence.endswith(
+        "not compared, as another network or other reference pictures measured them for either: agreement"
+    )
     assert [row.figure for row in compare_values("a" * 64, low, "b" * 64, high).rows] == [
         "recognisability",
         "agreement",
