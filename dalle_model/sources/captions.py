@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from html.entities import html5
 from typing import Any
@@ -32,6 +32,17 @@ def each_caption(row: Row) -> Iterator[Row]:
         yield replace(row, caption="", image=refused)
     else:
         yield from (replace(row, caption=caption) for caption in captions or [None])
+
+
+def place_of(number: int, captions: Iterable[Any]) -> tuple[int, int]:
+    """(record, rows of it that come before) of row ``number``, given the caption of each record."""
+    record = 0
+    for record, caption in enumerate(captions):
+        rows = len(caption) if isinstance(caption, list) and 0 < len(caption) <= MAX_CAPTIONS else 1
+        if number < rows:
+            return record, number
+        number -= rows
+    return record + 1, number
 
 
 def text_of(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, files_below, inside, skip, trace_of
-from dalle_model.sources.captions import each_caption, text_of
+from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
@@ -72,15 +72,23 @@ class HuggingFace:
     def rows(self, start: int) -> Iterator[Row]:
         if not self._many_captions:
             return self._rows_from(start)
-        # Rows are more than records: only from the first on is it known where one stands.
-        return skip((each for row in self._rows_from(0) for each in each_caption(row)), start)
+        # Rows are more than records: the captions alone tell how many, no picture is read for that.
+        captions = (text_of(record.get(self._caption)) for record in self._records_from(0, [self._caption]))
+        record, left = place_of(start, captions) if start else (0, 0)
+        return skip((each for row in self._rows_from(record) for each in each_caption(row)), left)
 
     def _rows_from(self, start: int) -> Iterator[Row]:
-        """Records from a number on."""
-        if hasattr(self._data, "__len__"):
-            records: Any = (self._data[n] for n in range(start, len(self._data)))
+        """Records from a number on, as rows."""
+        for number, record in enumerate(self._records_from(start), start):
+            yield self._row(record, number)
+
+    def _records_from(self, start: int, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Records from a number on, with some columns alone."""
+        data = self._data if columns is None else self._data.select_columns(columns)
+        if hasattr(data, "__len__"):
+            records: Any = (data[n] for n in range(start, len(data)))
         else:
-            records = iter(self._data.skip(start))
+            records = iter(data.skip(start))
         number = start
         while True:
             try:
@@ -91,7 +99,7 @@ class HuggingFace:
                 ) from error
             if record is None:
                 return
-            yield self._row(record, number)
+            yield record
             number += 1
 
     def _row(self, record: dict[str, Any], number: int) -> Row:

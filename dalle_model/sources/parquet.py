@@ -1,7 +1,6 @@
 """Pairs in Parquet files: a caption column and an image column (bytes, Hugging Face's {bytes, path}, or a path)."""
 
-from collections.abc import Generator, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -10,16 +9,15 @@ import pyarrow.parquet as pq
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, existing, inside, skip, trace_of, walk
-from dalle_model.sources.captions import each_caption, text_of
+from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
-from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
 from dalle_model.sources.parquet_pages import DamagedPage
+from dalle_model.sources.parquet_records import is_bytes, is_list, records_of
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
-_GROUPS = 16  # row groups that are looked at before they are read
 _BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
 
 
@@ -45,7 +43,7 @@ class ParquetFiles:
         self._caption = pick_column(schema.names, caption_column, CAPTION_COLUMNS, f"parquet:{path}", "caption_column")
         self._image = pick_column(schema.names, image_column, IMAGE_COLUMNS, f"parquet:{path}", "image_column")
         self._max_bytes = max_image_bytes
-        self._many_captions = _is_list(schema.field(self._caption).type)
+        self._many_captions = is_list(schema.field(self._caption).type)
         self._paths_matter = _may_hold_paths(schema.field(self._image).type)
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
@@ -64,8 +62,15 @@ class ParquetFiles:
     def rows(self, start: int) -> Iterator[Row]:
         if not self._many_captions:
             return self._rows_from(start)
-        # Rows are more than records: only from the first on is it known where one stands.
-        return skip((each for row in self._rows_from(0) for each in each_caption(row)), start)
+        # Rows are more than records: the captions alone tell how many, no picture is read for that.
+        record, left = place_of(start, self._captions()) if start else (0, 0)
+        return skip((each for row in self._rows_from(record) for each in each_caption(row)), left)
+
+    def _captions(self) -> Iterator[Any]:
+        for path in self._files:
+            with self._open(path) as file:
+                for record in self._records(file, range(file.num_row_groups), path, 0, [self._caption]):
+                    yield text_of(record.get(self._caption))
 
     def _rows_from(self, start: int) -> Iterator[Row]:
         """Records from a number on."""
@@ -80,38 +85,30 @@ class ParquetFiles:
                 groups, skipped = _groups_from(file, start)
                 start -= skipped
                 number = skipped + start
-                for record in self._records(file, groups, path, start):
+                columns = [f.name for f in file.schema_arrow if self._is_used(f)]
+                for record in self._records(file, groups, path, start, columns):
                     yield self._row(record, path.parent, f"{where}#{number}")
                     number += 1
                 start = 0 if groups else start
 
-    def _records(self, file: Any, groups: list[int], path: AnyPath, start: int) -> Iterator[dict[str, Any]]:
-        """The rows of some row groups by column, from a row on. Columns that are large are read page by page."""
-        columns = [f.name for f in file.schema_arrow if self._is_used(f)]
-        leaves = leaves_of(file, columns)
+    def _records(
+        self, file: Any, groups: Iterable[int], path: AnyPath, start: int, columns: list[str]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of some row groups by column, from a row on. SourceError for a damaged file."""
         try:
-            for (large, _), some in groupby(groups, lambda g: (large_of(file, g, leaves, path), g // _GROUPS)):
-                if not large:
-                    batches = file.iter_batches(_BATCH_ROWS, row_groups=list(some), columns=columns)
-                    start = yield from _rows_of(batches, start, None)
-                    continue
-                limits = {leaf: self._max_bytes if self._is_picture(leaf) else MAX_LINE_BYTES for leaf in large}
-                small = [leaf for leaf in leaves if leaf not in large]
-                for group in some:
-                    with RowsApart(file, group, leaves, limits, path) as apart:
-                        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=small)
-                        start = yield from _rows_of(batches, start, apart)
+            yield from records_of(file, groups, path, columns, self._limit, batch_rows=_BATCH_ROWS, start=start)
         except (pa.ArrowException, OSError, DamagedPage) as error:
             raise SourceError(f"{path} is damaged ({_first_line(error)}); write it again or leave it out") from error
 
     def _is_used(self, field: pa.Field) -> bool:
         """Other bytes and nested values are nothing that a row carries along."""
         return field.name in (self._caption, self._image) or not (
-            pa.types.is_nested(field.type) or _is_bytes(field.type)
+            pa.types.is_nested(field.type) or is_bytes(field.type)
         )
 
-    def _is_picture(self, leaf: str) -> bool:
-        return leaf == self._image or leaf.startswith(self._image + ".")
+    def _limit(self, leaf: str) -> int:
+        picture = leaf == self._image or leaf.startswith(self._image + ".")
+        return self._max_bytes if picture else MAX_LINE_BYTES
 
     def _row(self, record: dict[str, Any], folder: AnyPath, key: str) -> Row:
         caption = text_of(record.get(self._caption))
@@ -136,40 +133,6 @@ class ParquetFiles:
             raise SourceError(
                 f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"
             ) from error
-
-
-def _rows_of(
-    batches: Iterable[pa.RecordBatch], start: int, apart: RowsApart | None
-) -> Generator[dict[str, Any], None, int]:
-    """The rows of batches from number ``start`` on, with what is read apart from them. Returns what is left to skip."""
-    for batch in batches:
-        first = min(start, batch.num_rows)
-        start -= first
-        names = batch.schema.names
-        for row in range(0 if apart else first, batch.num_rows):
-            record = {} if row < first else {n: _value(c[row]) for n, c in zip(names, batch.columns, strict=True)}
-            if apart:
-                apart.add_to(record)
-            if row >= first:
-                yield record
-    return start
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_fixed_size_binary(kind)
-        or types.is_binary_view(kind)
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind)
-    )
 
 
 def _may_hold_paths(kind: pa.DataType) -> bool:
@@ -223,14 +186,6 @@ def _groups_from(file: Any, start: int) -> tuple[list[int], int]:
             return list(range(group, file.num_row_groups)), skipped
         skipped += rows
     return [], skipped
-
-
-def _value(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except (UnicodeDecodeError, ValueError, OverflowError):
-        # Parquet does not check that a string is UTF-8; the caption check refuses what is no text.
-        return b"\xff"
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,12 +5,14 @@ identity: what a server sends today is not ours to promise. What was fetched is 
 that is killed goes on without asking again for what it has.
 """
 
+import sys
 import tempfile
 import zlib
 from collections.abc import Container, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, BinaryIO, cast
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +22,7 @@ from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
 from dalle_model.sources.addresses import AddressPolicy
 from dalle_model.sources.base import Row, existing, trace_of
-from dalle_model.sources.captions import check_caption
+from dalle_model.sources.captions import check_caption, each_caption, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
@@ -36,6 +38,8 @@ from dalle_model.sources.metadata import (
     read_lines,
     unpacked,
 )
+from dalle_model.sources.parquet_pages import DamagedPage
+from dalle_model.sources.parquet_records import is_bytes, is_list, records_of
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
@@ -51,7 +55,10 @@ class _Entry:
 
     where: str
     url: str | Refused
-    record: dict[str, Any]
+    record: dict[str, Any]  # by column in lower case
+
+
+_Checked = tuple[Row, Refused | None]  # a row, and why its picture is of no use to it
 
 
 class UrlList:
@@ -89,43 +96,77 @@ class UrlList:
     def count(self) -> int:
         if self._kind != "parquet":
             return count_lines(self._file)
-        with self._table() as table:
+        with self._table() as (table, _):
             return int(table.metadata.num_rows)
 
     def rows(self, start: int) -> Iterator[Row]:
         # Cut at the limit here already: the fetcher looks ahead, and what is not wanted is not asked for.
-        yield from self._fetched(islice(self._entries(), start, self._config.limit or None))
+        end = self._config.limit or sys.maxsize
+        yield from self._fetched(range(start, end), end)
 
     def rows_of(self, numbers: Container[int]) -> Iterator[Row]:
         """The rows of some numbers, in order: for another try."""
-        yield from self._fetched(entry for number, entry in enumerate(self._entries()) if number in numbers)
+        yield from self._fetched(numbers, sys.maxsize)
 
-    def _fetched(self, entries: Iterator[_Entry]) -> Iterator[Row]:
+    def _fetched(self, numbers: Container[int], end: int) -> Iterator[Row]:
+        """The rows of some numbers below ``end``. A picture is asked for once, however many captions it has."""
         with Fetcher(self._fetch) as fetcher:
-            for row, result in fetcher.map(self._checked(entry) for entry in entries):
-                if isinstance(result, Fetched):
-                    yield replace(row, image=result.data, note=result.decision)
-                else:
-                    failure = FAILURES.get(result.reason)
-                    yield replace(row, image=result, rule=f"fetch.{failure}" if failure else "ingest")
+            for rows, result in fetcher.map(self._wanted(numbers, end)):
+                for row, refused in rows:
+                    if refused is not None:
+                        yield replace(row, image=refused, rule="ingest")
+                    elif isinstance(result, Fetched):
+                        yield replace(row, image=result.data, note=result.decision)
+                    else:
+                        failure = FAILURES.get(result.reason)
+                        yield replace(row, image=result, rule=f"fetch.{failure}" if failure else "ingest")
 
-    def _checked(self, entry: _Entry) -> tuple[Row, str | Refused]:
-        """A row without its picture, and its URL; a row without a caption is not worth a request."""
-        record = {name.lower(): value for name, value in entry.record.items() if isinstance(name, str)}
+    def _wanted(self, numbers: Container[int], end: int) -> Iterator[tuple[list[_Checked], str | Refused]]:
+        """The rows of each picture that are wanted, and its URL; a picture without a caption is not worth a request."""
+        number = 0
+        for entry in self._entries():
+            caption = self._caption_of(entry.record)
+            if not isinstance(caption, list) and number not in numbers:
+                number += 1
+            else:
+                rows = list(each_caption(self._row(entry, caption)))
+                mine = [self._checked(row) for n, row in enumerate(rows, number) if n in numbers]
+                number += len(rows)
+                if any(refused is None for _, refused in mine) or isinstance(entry.url, Refused):
+                    yield [(row, None) for row, _ in mine] if isinstance(entry.url, Refused) else mine, entry.url
+                elif mine:
+                    yield mine, mine[0][1] or entry.url
+            if number >= end:
+                return
+
+    def _checked(self, row: Row) -> _Checked:
+        refused = (
+            row.image if isinstance(row.image, Refused) else check_caption(row.caption, self._config.max_caption_chars)
+        )
+        return row, refused if isinstance(refused, Refused) else None
+
+    def _caption_of(self, record: dict[str, Any]) -> Any:
+        wanted = self._caption_names()
+        return text_of(next((record[name] for name in wanted if name in record), None))
+
+    def _caption_names(self) -> tuple[str, ...]:
         column = self._config.caption_column.lower()
-        caption = next((record[name] for name in ((column,) if column else CAPTION_COLUMNS) if name in record), None)
-        checked = check_caption(caption, self._config.max_caption_chars)
+        return (column,) if column else CAPTION_COLUMNS
+
+    def _row(self, entry: _Entry, caption: Any) -> Row:
+        """A row without its picture; its caption may be a list of captions."""
+        record = entry.record
         licence, author = record.get("licence", record.get("license")), record.get("author")
-        used = {self._url_column(record), column, *CAPTION_COLUMNS, "licence", "license", "author"}
-        row = Row(
+        used = {self._url_column(record), *self._caption_names(), *CAPTION_COLUMNS, "licence", "license", "author"}
+        too_long = isinstance(caption, Refused)
+        return Row(
             entry.url if isinstance(entry.url, str) else entry.where,
-            caption,
-            b"",
+            "" if too_long else caption,
+            Refused(Reason.CAPTION_TOO_LONG, caption.detail) if too_long else b"",
             licence if isinstance(licence, str) else "",
             author if isinstance(author, str) else "",
             extra_in(record, used),
         )
-        return row, checked if isinstance(checked, Refused) and isinstance(entry.url, str) else entry.url
 
     def _url_column(self, record: dict[str, Any]) -> str:
         wanted = self._config.image_column.lower()
@@ -143,7 +184,7 @@ class UrlList:
             url = lowered.get(self._url_column(lowered))
             if not isinstance(url, str) or not url.strip():
                 url = Refused(Reason.BAD_METADATA, "the row has no URL as text")
-            yield _Entry(where, url.strip() if isinstance(url, str) else url, record)
+            yield _Entry(where, url.strip() if isinstance(url, str) else url, lowered)
 
     def _records(self) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
         for line in read_lines(self._file):
@@ -169,36 +210,43 @@ class UrlList:
                 raise _damaged(self._file, error) from error
 
     def _parquet_rows(self) -> Iterator[tuple[str, dict[str, Any] | Refused]]:
-        with self._table() as table:
-            names = [f.name for f in table.schema_arrow if not pa.types.is_nested(f.type)]
-            number = 0
+        with self._table() as (table, path):
+            columns = [field.name for field in table.schema_arrow if self._is_used(field)]
+            groups = range(table.num_row_groups)
+            found = records_of(table, groups, path, columns, lambda _: MAX_LINE_BYTES, batch_rows=_BATCH_ROWS)
             try:
-                for batch in table.iter_batches(_BATCH_ROWS, columns=names):
-                    for row in range(batch.num_rows):
-                        record = {name: _value(batch.column(n)[row]) for n, name in enumerate(batch.schema.names)}
-                        yield f"{self._file.name}#{number}", record
-                        number += 1
-            except (pa.ArrowException, OSError) as error:
+                for number, record in enumerate(found):
+                    yield f"{self._file.name}#{number}", record
+            except (pa.ArrowException, OSError, DamagedPage) as error:
                 raise _damaged(self._file, error) from error
 
-    def _table(self) -> Any:
-        try:
-            return pq.ParquetFile(_seekable(self._file))
-        except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-            raise _damaged(self._file, error) from error
+    def _is_used(self, field: pa.Field) -> bool:
+        """Other bytes and nested values are nothing that a row carries along."""
+        if field.name.lower() in self._caption_names():
+            return is_list(field.type) or not pa.types.is_nested(field.type)
+        return not (pa.types.is_nested(field.type) or is_bytes(field.type))
+
+    @contextmanager
+    def _table(self) -> Iterator[tuple[Any, AnyPath]]:
+        """The opened list, and where it lies unpacked."""
+        with ExitStack() as opened:
+            try:
+                path = opened.enter_context(_unpacked(self._file)) if is_packed(self._file.name) else self._file
+                table = opened.enter_context(pq.ParquetFile(opened.enter_context(path.open("rb"))))
+            except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+                raise _damaged(self._file, error) from error
+            yield table, path
 
 
-def _seekable(path: AnyPath) -> BinaryIO:
-    if not is_packed(path.name):
-        return path.open("rb")
-    whole = tempfile.TemporaryFile()  # noqa: SIM115 - the reader closes it
-    with path.open("rb") as packed, unpacked(packed, path.name) as stream:
+@contextmanager
+def _unpacked(path: AnyPath) -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile() as whole, path.open("rb") as packed, unpacked(packed, path.name) as stream:
         while block := stream.read(1 << 20):
             whole.write(block)
             if whole.tell() > _MAX_UNPACKED_BYTES:  # a .gz may be a bomb
                 raise OSError(f"it unpacks to more than {_MAX_UNPACKED_BYTES} bytes")
-    whole.seek(0)
-    return cast(BinaryIO, whole)
+        whole.flush()
+        yield Path(whole.name)
 
 
 def _to_line_end(stream: BinaryIO) -> None:
@@ -209,10 +257,3 @@ def _to_line_end(stream: BinaryIO) -> None:
 def _damaged(path: AnyPath, error: BaseException) -> SourceError:
     words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return SourceError(f"the list {path} cannot be read ({words}); check it, or write it again")
-
-
-def _value(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except (UnicodeDecodeError, ValueError, OverflowError):
-        return b""  # Parquet does not check that a string is UTF-8; no text is refused later

@@ -64,6 +64,19 @@ def test_several_captions_of_a_picture_are_as_many_rows_in_every_source(tmp_path
     assert manifest.stats["reasons"] == {"bad_metadata": 1, "no_caption": 1}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_resuming_behind_several_captions_reads_no_earlier_picture(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("datasets")
+    table = pa.table({"image": [b"%d" % n for n in range(9)], "text": [["one", "two"]] * 9})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    source: Any = open_source(IngestConfig(source=f"{kind}:{tmp_path}"))
+    make, made = source._row, []
+    source._row = lambda record, *words: made.append(record["image"]) or make(record, *words)
+    assert [(row.image, row.caption) for row in source.rows(15)] == [(b"7", "two"), (b"8", "one"), (b"8", "two")]
+    assert made == [b"7", b"8"]
+    assert not list(source.rows(18)) and not list(source.rows(30))
+
+
 def test_captions_that_are_stored_as_bytes_are_texts(tmp_path: Path) -> None:
     texts = pa.array(["é".encode(), b"\xff"], pa.binary())
     pq.write_table(pa.table({"image": [PNG, OTHER], "text": texts}), tmp_path / "a.parquet")

@@ -19,8 +19,10 @@ from dalle_model.config import FetchConfig, IngestConfig
 from dalle_model.decoding import Refused
 from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.addresses import AddressPolicy
+from dalle_model.sources.captions import MAX_CAPTIONS
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
+from dalle_model.sources.metadata import MAX_LINE_BYTES
 from dalle_model.sources.permissions import SiteRules, TdmRules, header_reserves, tag_refuses, training_preference
 from dalle_model.sources.url_list import UrlList
 
@@ -398,6 +400,54 @@ def test_a_row_without_a_caption_or_url_costs_no_request(tmp_path: Path) -> None
         found = [row.image for row in UrlList(str(path), config_of(path)).rows(0)]
         assert reasons(found) == ["no_caption", "bad_metadata", "bad_metadata", "bad_metadata"]  # type: ignore[arg-type]
         assert not web.asked
+
+
+def test_several_captions_of_a_picture_are_as_many_rows_and_one_request(tmp_path: Path) -> None:
+    captions: list[Any] = [["one", "two", 3], [], ["x"] * (MAX_CAPTIONS + 1), ["\0", "six"], [None, ""]]
+    with site({f"/{n}.png": Page(PNG) for n in (0, 3)}) as web:
+        rows = [{"url": f"{web.url}/{n}.png", "text": texts} for n, texts in enumerate(captions)]
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows[0]["text"] = ["one", "two", ""]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        for name, third in (("a.jsonl", "caption_not_text"), ("a.parquet", "no_caption")):
+            source = UrlList(str(tmp_path / name), config_of(tmp_path / name))
+            found = list(source.rows(0))
+            assert [row.caption for row in found][:2] == ["one", "two"]
+            assert reasons([row.image for row in found]) == [  # type: ignore[list-item]
+                "fetched", "fetched", third, "no_caption", "bad_metadata", "caption_not_text", "fetched",
+                "no_caption", "no_caption",
+            ], name  # fmt: skip
+            asked = [path for path in web.asked if path.endswith(".png")]
+            assert sorted(asked) == ["/0.png", "/3.png"], "once for all captions, and not for none"
+            for start in (1, 3, 6):
+                assert list(source.rows(start)) == found[start:]
+            assert list(source.rows_of({1, 6})) == [found[1], found[6]]
+            limited = config_of(tmp_path / name).model_copy(update={"limit": 2})
+            assert list(UrlList(str(tmp_path / name), limited).rows(1)) == found[1:2]
+            web.asked.clear()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_giant_cell_of_a_list_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    monkeypatch.setattr("dalle_model.sources.parquet_large.LARGE_CHUNK_BYTES", 1000)
+    recorder = Recorder(monkeypatch, {})
+    path = tmp_path / "a.parquet"
+    giant = "x" * (MAX_LINE_BYTES + 1)
+    table = {
+        "url": ["http://127.0.0.2/1", giant, "http://x.example/3"],
+        "text": ["one", "two", giant],
+        "note": [giant, "", ""],
+        "blob": [b"y" * 2000] * 3,
+    }
+    pq.write_table(pa.table(table), path, use_dictionary=False)
+    if packed:
+        path = tmp_path / "a.parquet.gz"
+        path.write_bytes(gzip.compress((tmp_path / "a.parquet").read_bytes()))
+    found = list(UrlList(str(path), config_of(path)).rows(0))
+    assert [row.caption for row in found] == ["one", "two", ""]
+    assert reasons([row.image for row in found])[1:] == ["bad_metadata", "caption_too_long"]  # type: ignore[list-item]
+    assert [row.extra for row in found] == [{}, {"note": ""}, {"note": ""}]
+    assert not recorder.connected
 
 
 # ---------------------------------------------------------------------------------------------------- the whole step

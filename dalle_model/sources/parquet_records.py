@@ -1,0 +1,85 @@
+"""The rows of a Parquet file by column, with bounds: a column that is large in a row group is read page by page."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
+from dalle_model.sources.remote import AnyPath
+
+_GROUPS = 16  # row groups that are looked at before they are read
+
+
+def records_of(
+    file: Any,
+    groups: Iterable[int],
+    path: AnyPath,
+    columns: list[str],
+    limit_of: Callable[[str], int],
+    *,
+    batch_rows: int,
+    start: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The rows of some row groups of an open ``pyarrow.parquet.ParquetFile``, from a row on, as values by column.
+
+    path: where the file is, opened once more for large columns. limit_of: bytes that a value of a column ("image", or
+    "image.bytes" of a struct) may have there; a larger one is a Refused. batch_rows: rows in memory at once.
+    Raises ArrowException, OSError and DamagedPage for what cannot be read.
+    """
+    leaves = leaves_of(file, columns)
+    for (large, _), some in groupby(groups, lambda g: (large_of(file, g, leaves, path), g // _GROUPS)):
+        if not large:
+            batches = file.iter_batches(batch_rows, row_groups=list(some), columns=columns)
+            start = yield from _rows_of(batches, start, None)
+            continue
+        small = [leaf for leaf in leaves if leaf not in large]
+        for group in some:
+            with RowsApart(file, group, leaves, {leaf: limit_of(leaf) for leaf in large}, path) as apart:
+                batches = file.iter_batches(batch_rows, row_groups=[group], columns=small)
+                start = yield from _rows_of(batches, start, apart)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes that nobody called text."""
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+        or types.is_binary_view(kind)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a cell of a column is a list."""
+    types = pa.types
+    return bool(
+        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind)
+    )
+
+
+def _rows_of(
+    batches: Iterable[pa.RecordBatch], start: int, apart: RowsApart | None
+) -> Generator[dict[str, Any], None, int]:
+    """The rows of batches from number ``start`` on, with what is read apart from them. Returns what is left to skip."""
+    for batch in batches:
+        first = min(start, batch.num_rows)
+        start -= first
+        names = batch.schema.names
+        for row in range(0 if apart else first, batch.num_rows):
+            record = {} if row < first else {n: _value(c[row]) for n, c in zip(names, batch.columns, strict=True)}
+            if apart:
+                apart.add_to(record)
+            if row >= first:
+                yield record
+    return start
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (UnicodeDecodeError, ValueError, OverflowError):
+        # Parquet does not check that a string is UTF-8; the caption check refuses what is no text.
+        return b"\xff"
