@@ -1,6 +1,7 @@
 """``dalle forget``: withdraw pairs, and say what was made with them."""
 
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import Any
 
 from tasks.forget import Forgotten, Touched, forget
@@ -17,7 +18,8 @@ def run(settings: Settings, what: str, note: str, dry_run: bool) -> tuple[dict[s
         "rule": {"kind": found.rule.kind, "value": found.rule.value, "number": found.rule.number},
         "new": found.new,
         "dry_run": dry_run,
-        "pairs": len(found.ids),
+        "pairs": found.pairs,
+        "others": found.others,
         "ids": found.ids[:_IDS_SHOWN],
         "artifacts": [touched.entry() for touched in found.touched],
     }
@@ -26,9 +28,13 @@ def run(settings: Settings, what: str, note: str, dry_run: bool) -> tuple[dict[s
 
 def _lines(found: Forgotten, dry_run: bool) -> list[str]:
     verb = "would withdraw" if dry_run else "withdrawn" if found.new else "already withdrawn"
-    lines = [f"{verb}: {found.rule.kind} {found.rule.value}, {len(found.ids):,} pairs in this store"]
+    lines = [f"{verb}: {found.rule.kind} {found.rule.value}, {found.pairs:,} pairs in this store"]
     for touched in found.touched:
         lines += _of(touched)
+    for key, count in found.others.items():
+        lines.append(
+            f"{count:,} more pairs have other captions of that picture: `dalle forget {quote(f'key:{key}')}` takes them, too"
+        )
     if not found.touched:
         lines.append("nothing in this store was made with them")
     named = [(name, t) for t in found.touched for name in t.names]

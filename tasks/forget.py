@@ -21,7 +21,7 @@ from tasks.spool import spool_folder
 from tasks.store import Store
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_SHORT_ID = re.compile(r"[0-9a-f]{8,63}")
+_SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _KINDS = ("id", "key", "source")
 _ROWS_WITH_IDS = {"pairs": "pairs", "curated": "curated", "tokens": "tokens"}  # kind -> role of its rows
 
@@ -57,6 +57,8 @@ class Forgotten:
     new: bool
     ids: list[str]
     touched: list[Touched]
+    pairs: int  # of these ids that this store holds or held
+    others: dict[str, int]  # by key, pairs with other captions of the pictures whose ids were withdrawn
 
 
 class Lineage:
@@ -155,7 +157,7 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
     with spool_folder(settings.spool, "f" * 64) as spool:
         lineage = Lineage(store, spool)
         rule = _rule(what, lineage, note, removals_of(store))
-        ids = _ids(lineage, rule, removals_of(store, rule))
+        ids, pairs, others = _ids(lineage, rule, removals_of(store, rule))
         new = write_rule(store, rule, ids) if not dry_run else False
         fault_point("forget.after_rule")
         touched = lineage.touched_by(ids)
@@ -167,7 +169,7 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
                     store, Mark(step=m.step, fingerprint=m.fingerprint, rule=rule.number, pairs=one.pairs, objects=keys)
                 )
                 fault_point("forget.after_mark")
-    return Forgotten(rule, new, sorted(ids), touched)
+    return Forgotten(rule, new, sorted(ids), touched, pairs, others)
 
 
 def _rule(what: str, lineage: Lineage, note: str, earlier: Removals) -> Rule:
@@ -177,19 +179,24 @@ def _rule(what: str, lineage: Lineage, note: str, earlier: Removals) -> Rule:
         if kind == "id" and not _ID.fullmatch(value):
             raise UsageError(f"{value!r} is no pair id: 64 hexadecimal digits; without `id:` the first 8 will do")
         return Rule(kind=kind, value=value, at=at, note=note)  # type: ignore[arg-type]
-    if _ID.fullmatch(what):
-        return Rule(kind="id", value=what, at=at, note=note)
+    if not what:
+        raise UsageError(
+            "nothing to withdraw was named; give a pair id, a key or a source, as `dalle export` writes them"
+        )
+    short = _SHORT_ID.fullmatch(what)  # a file may be named by 64 digits, too: whether it is an id, the ledgers know
     found: dict[str, set[str]] = {name: set() for name in _KINDS}
     for rule in earlier.rules:  # after its last bytes are erased no ledger has a key or an address any more
-        if rule.value == what or (rule.kind == "id" and _SHORT_ID.fullmatch(what) and rule.value.startswith(what)):
+        if rule.value == what or (rule.kind == "id" and short and rule.value.startswith(what)):
             found[rule.kind].add(rule.value)
-    near: set[str] = set()
+    near, longer = set[str](), set[str]()
     for table in lineage.ledgers():
         sources = table["source"].unique().to_pylist()
         near.update(sources)
         found["source"].update(name for name in sources if name == what)
         found["key"].update(table["key"].filter(pa.compute.equal(table["key"], what)).unique().to_pylist())
-        if _SHORT_ID.fullmatch(what):
+        if len(longer) < 3:
+            longer.update(table["key"].filter(pa.compute.ends_with(table["key"], what)).unique().to_pylist()[:3])
+        if short:
             found["id"].update(table["id"].filter(pa.compute.starts_with(table["id"], what)).unique().to_pylist())
     matches = [(name, value) for name, values in found.items() for value in sorted(values)]
     if len(matches) == 1:
@@ -202,18 +209,32 @@ def _rule(what: str, lineage: Lineage, note: str, earlier: Removals) -> Rule:
     raise UsageError(
         f"no pair id, key or source of {lineage.store.uri} is {what!r}"
         + (f"; sources near: {', '.join(close)}" if close else "")
+        + (f"; keys that end so: {', '.join(sorted(longer)[:3])}" if longer else "")
         + "; write id:, key: or source: before it to withdraw what is not here yet"
     )
 
 
-def _ids(lineage: Lineage, rule: Rule, earlier: Removals) -> set[str]:
-    """Ids of all pairs that a rule stands for, and those that it stood for earlier."""
+def _ids(lineage: Lineage, rule: Rule, earlier: Removals) -> tuple[set[str], int, dict[str, int]]:
+    """Ids of all pairs that a rule stands for, and those that it stood for earlier; how many are known here; and others
+    of the same pictures, see ``Forgotten``."""
     removals = Removals([*earlier.rules, rule], earlier.ids)
-    found = {rule.value} if rule.kind == "id" else set(earlier.ids)
+    found, keys = set(earlier.ids), set[tuple[str, str]]()
     for table in lineage.ledgers():
         kept = table.filter(table["kept"])
-        found.update(kept.filter(removals.hits(kept))["id"].to_pylist())
-    return found
+        hits = kept.filter(removals.hits(kept))
+        found.update(hits["id"].to_pylist())
+        if rule.kind == "id":
+            keys.update(zip(hits["source"].to_pylist(), hits["key"].to_pylist(), strict=True))
+    others: dict[str, set[str]] = {}
+    for table in lineage.ledgers() if any(key for _, key in keys) else ():
+        named = table.filter(
+            pa.compute.and_(table["kept"], pa.compute.is_in(table["key"], pa.array([k for _, k in keys])))
+        )
+        for row in named.to_pylist():
+            if row["key"] and (row["source"], row["key"]) in keys and row["id"] not in found:
+                others.setdefault(row["key"], set()).add(row["id"])
+    wanted = found | ({rule.value} if rule.kind == "id" else set())
+    return wanted, len(found), {key: len(ids) for key, ids in sorted(others.items())}
 
 
 def tainted(store: Store, manifests: Iterable[Manifest]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from support.object_stores import shared
 
 import tasks.erase_pairs
 from dalle_model.config import CurateConfig, IngestConfig
-from dalle_model.errors import CommitConflict
+from dalle_model.errors import CommitConflict, UsageError
 from tasks.artifacts import Manifest
 from tasks.erase_pairs import blank_picture, erase_pairs
 from tasks.forget import erase, forget
@@ -108,6 +108,29 @@ def test_nothing_of_a_forgotten_pair_is_left_in_a_folder(chain: tuple[Data, dict
     again = data.curate(CONFIG.model_copy(update={"seed": 1}), made["pairs"])
     reason = next(row["reason"] for row in data.rows(again, "ledger") if row["id"] == victim["id"])
     assert (reason, again.rows) == ("removed", made["after"].rows)
+
+
+def test_what_is_withdrawn_is_found_by_odd_names_and_the_unknown_is_an_error(tmp_path: Path) -> None:
+    data, digits = Data(tmp_path), "ab" * 32
+    names = [digits, "id:x y.png", "-dash.png", "a/ü'\"$(x).png", "line\nend.png", "a/b.png"]
+    pictures = {name: encoded(photo(40, 30, seed=n), "PNG") for n, name in enumerate(names)}
+    lines = [{"file_name": name, "text": ["one", "two"]} for name in names]
+    pairs = data.ingest(
+        IngestConfig(source=f"imagefolder:{write_folder(tmp_path / 'a', pictures, lines)}", image_px=32)
+    )
+    of_key = {name: [r["id"] for r in data.rows(pairs, "pairs") if r["key"] == name] for name in names}
+    for name in names:
+        what = f"key:{name}" if name.startswith("id:") else name
+        found = forget(data.store, what, data.settings, dry_run=True)
+        assert (found.rule.kind, found.rule.value, found.ids) == ("key", name, sorted(of_key[name])), name
+    one = forget(data.store, of_key["a/b.png"][0], data.settings, dry_run=True)
+    assert (one.rule.kind, one.pairs, one.others) == ("id", 1, {"a/b.png": 1})
+    assert forget(data.store, f"id:{'c' * 64}", data.settings, dry_run=True).pairs == 0
+    for wrong, words in (("c" * 64, "no pair id"), ("", "nothing to withdraw"), ("b.png", "keys that end so: a/b.png")):
+        with pytest.raises(UsageError, match=words):
+            forget(data.store, wrong, data.settings)
+    said = dalle("forget", of_key["a/b.png"][0], "--store", data.settings.store, "--dry-run")
+    assert "1 more pairs have other captions of that picture: `dalle forget key:a/b.png`" in said.out
 
 
 @pytest.mark.server
