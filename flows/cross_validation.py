@@ -32,7 +32,9 @@ def cross_validate(settings: Settings, config: PipelineConfig, folds: int, out: 
     store = open_store(settings)
     do = bind(here)
     pairs = do.ingest(config.ingest, settings)
-    evaluations = [_fold(settings, config, do, pairs, number, folds) for number in range(folds)]
+    # all of them before the first training: a fold without a pair is told at once
+    curated = [_curated(settings, config, do, pairs, number, folds) for number in range(folds)]
+    evaluations = [_fold(settings, config, do, fold) for fold in curated]
     manifests = [_manifest(store, result) for result in evaluations]
     summary = summarise([figures_of(store, m) for m in manifests])
     payload: dict[str, Any] = {
@@ -46,12 +48,17 @@ def cross_validate(settings: Settings, config: PipelineConfig, folds: int, out: 
     return payload, [*_lines(summary, folds), f"all of it: {path.absolute()}"]
 
 
-def _fold(
+def _curated(
     settings: Settings, config: PipelineConfig, do: Any, pairs: StepResult, number: int, folds: int
 ) -> StepResult:
-    """The chain on all folds but one, up to the evaluation."""
+    """The pairs with one fold as the split ``test``."""
     knobs = config.curate.model_dump() | {"folds": folds, "fold": number, "test_share": 0.0}
-    curated = do.curate(type(config.curate).model_validate(knobs), settings, pairs=pairs.ref)
+    curated: StepResult = do.curate(type(config.curate).model_validate(knobs), settings, pairs=pairs.ref)
+    return curated
+
+
+def _fold(settings: Settings, config: PipelineConfig, do: Any, curated: StepResult) -> StepResult:
+    """The chain on all folds but one, up to the evaluation."""
     if config.family == "dalle":
         tokenizer = do.fit_tokenizer(config.tokenizer, settings, curated=curated.ref)
         tokens = do.encode(config.encode, settings, curated=curated.ref, tokenizer=tokenizer.ref)

@@ -74,7 +74,8 @@ class Comparison:
             if row.decides and row.told.verdict != "no difference shown"
         ]
         asked = sum(row.decides for row in self.rows)
-        parts = parts or [f"none of {asked} deciding figures differs by more than chance"]
+        nothing = f"none of {asked} deciding figures differs by more than chance"
+        parts = parts or [nothing if asked else "no figure that decides was measured for both"]
         if self.left_out:
             parts.append(
                 f"not compared, as another network or other reference pictures measured them for either: {', '.join(self.left_out)}"
@@ -167,9 +168,9 @@ def records_of(store: Store, evaluation: Manifest) -> Records:
 
 
 def drawings_of(store: Store, evaluation: Manifest) -> list[dict[str, Any]]:
-    """The drawn pictures of an evaluation, rows of ``evaluate.DRAWING``."""
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(store.read(evaluation.object_of("drawings")))).to_pylist()
-    return rows
+    """The drawn pictures of an evaluation, rows of ``evaluate.DRAWING``; none for a model that reads no prompts."""
+    tables = [pq.read_table(io.BytesIO(store.read(o))) for o in evaluation.objects_of("drawings")]
+    return [row for table in tables for row in table.to_pylist()]
 
 
 # --- for a person ----------------------------------------------------------------------------------------------------

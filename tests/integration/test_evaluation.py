@@ -3,13 +3,17 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from support.commands import dalle
 from support.tiny import TinyRun, command_sets, quietly, tiny_config
 
-from dalle_model.errors import PromotionRefused, UsageError
+from dalle_model.config import CurateConfig
+from dalle_model.errors import DataError, PromotionRefused, UsageError
+from flows import cross_validation
 from flows.comparison import promote, reproduce_figures
 from flows.compression import compress
 from flows.cross_validation import summarise
@@ -178,6 +182,30 @@ def test_cross_validation_measures_each_fold_on_what_its_run_has_not_seen(tmp_pa
         dalle(*words, "--json", *command_sets("curate.valid_share=0", "evaluate.num_unseen=100")).payload
         == said.payload
     )
+
+
+def test_a_fold_without_a_pair_is_told_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was told when its turn came, after the training of all folds before it."""
+    done: list[str] = []
+
+    def curate(config: CurateConfig, *_: Any, **__: Any) -> SimpleNamespace:
+        done.append(f"curate {config.fold}")
+        if config.fold == 2:
+            raise DataError("fold 2 of 3 is empty")
+        return SimpleNamespace(ref=None)
+
+    def other(*_: Any, **__: Any) -> SimpleNamespace:
+        done.append("other")
+        return SimpleNamespace(ref=None)
+
+    steps = SimpleNamespace(ingest=other, curate=curate, fit_tokenizer=other, encode=other, fit=other, evaluate=other)
+    monkeypatch.setattr(cross_validation, "bind", lambda _: steps)
+    settings = Settings(store=str(tmp_path / "artifacts"))
+    with pytest.raises(DataError, match="fold 2"):
+        cross_validation.cross_validate(settings, tiny_config(), 3, tmp_path / "out")
+    assert done == ["other", "curate 0", "curate 1", "curate 2"]
 
 
 def test_folds_are_summarised_by_mean_and_spread() -> None:

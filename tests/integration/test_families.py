@@ -19,6 +19,7 @@ from dalle_model.images import to_uint8
 from dalle_model.runtime import Runtime
 from flows.pipeline import chain
 from tasks.artifacts import Manifest, ObjectRef
+from tasks.comparison import compare, comparison_page
 from tasks.drawing import load_painter
 from tasks.plain import bind
 from tasks.settings import Settings
@@ -28,7 +29,7 @@ from tasks.store import Store
 
 pytestmark = [pytest.mark.usefixtures("steps_here"), pytest.mark.xdist_group("families")]
 
-SETS = ("generator.steps=6", "generator.checkpoint_every=2", "generator.batch_size=8", "generate.n=3")
+SETS = ("generator.steps=6", "generator.checkpoint_every=2", "generator.batch_size=8", "generate.n=3", "evaluate.num_captions=12")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ def test_evaluation_measures_the_sets_and_says_what_has_no_meaning(family: Famil
         assert told == {name: n for name, n in on.items() if n}
     page = family.read("evaluate", "report").decode()
     assert "reads no prompt" in page and "Not measured" in page
+
+
+def test_two_models_without_prompts_are_compared_and_nothing_decides(family: Family) -> None:
+    """The page ended with: has 0 objects of role 'drawings'."""
+    store, evaluation = Store.open(family.settings.store), family.manifest("evaluate")
+    told = compare(store, evaluation, evaluation)
+    assert told.sentence == "no difference shown: no figure that decides was measured for both"
+    assert b"no figure that decides" in comparison_page(store, told, evaluation, evaluation)
 
 
 def test_killed_training_of_two_networks_goes_on_to_the_same_bytes(
