@@ -31,7 +31,6 @@ class Cost:
     tokenizer_parameters: int
     sequence: int
     gpus: int
-    rows_per_gpu: int
     rows_per_pass: int
     state_bytes: int
     activation_bytes: int
@@ -90,7 +89,6 @@ def cost_of(fit: FitConfig, tokenizer: TokenizerConfig, encode: EncodeConfig, gp
         tokenizer_parameters=image_parameters,
         sequence=length,
         gpus=gpus,
-        rows_per_gpu=rows,
         rows_per_pass=rows_per_pass,
         state_bytes=training_bytes(model, optim, world=gpus),
         activation_bytes=activations,

@@ -1,7 +1,8 @@
 """How far two sets of pictures lie apart, on any features [n, d].
 
-All in float64 with NumPy alone; ``dalle_model.intervals`` says how sure they are. None of these depends on where the features come from, so a figure means something
-only together with the name of its features, the number of pictures, and the reference set.
+All in float64 with NumPy alone; ``dalle_model.intervals`` says how sure they are. None of these depends on where the
+features come from, so a figure means something only together with the name of its features, the number of pictures, and
+the reference set.
 """
 
 import math
@@ -76,41 +77,15 @@ def squared_distances(a: FloatArray, b: FloatArray) -> FloatArray:
     return out
 
 
-def nearest_distances(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
-    """Distance from each row of ``a`` [n, d] to the nearest of ``b`` [m, d], and its row there -> [n], int64 [n]."""
-    a, b = _features(a, b)
-    distances = np.empty(len(a))
-    rows = np.empty(len(a), np.int64)
-    for start in range(0, len(a), _BLOCK_ROWS):
-        block = squared_distances(a[start : start + _BLOCK_ROWS], b)
-        found = block.argmin(1)
-        rows[start : start + _BLOCK_ROWS] = found
-        distances[start : start + _BLOCK_ROWS] = np.sqrt(block[np.arange(len(block)), found])
-    return distances, rows
-
-
-def precision_recall(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 3) -> tuple[FloatArray, FloatArray]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991); the figures are the means.
-
-    real [n, d], made [m, d] -> (1.0 where a made one lies in the ball of any real one [m], where a real one lies in the
-    ball of any made one [n]). A ball reaches to the k-th nearest neighbour in the same set.
-    """
-    near = Neighbourhood(real, made, k)
-    return near.values("precision"), near.values("recall")
-
-
-def density_coverage(real: npt.ArrayLike, made: npt.ArrayLike, *, k: int = 5) -> tuple[FloatArray, FloatArray]:
-    """Density and coverage (Naeem et al. 2020, arXiv 2002.09797); the figures are the means.
-
-    real [n, d], made [m, d] -> (balls of real ones that a made one lies in, over k [m]; 1.0 where the ball of a real one
-    holds any made one [n]). For two samples of one distribution the density is 1 and the coverage 1 - 2^-k at best.
-    """
-    near = Neighbourhood(real, made, k)
-    return near.values("density"), near.values("coverage")
-
-
 class Neighbourhood:
-    """Precision, recall, density and coverage of one pair of sets with the k-th nearest neighbours' balls."""
+    """Precision, recall, density and coverage of one pair of sets; each figure is the mean of its ``values``.
+
+    A picture's ball reaches to its k-th nearest neighbour in its own set. Improved precision and recall (Kynkaanniemi
+    et al. 2019, arXiv 1904.06991; k = 3): the share of made pictures in the ball of any real one, and of real ones in
+    the ball of any made one. Density and coverage (Naeem et al. 2020, arXiv 2002.09797; k = 5): the balls of real
+    pictures that a made one lies in, over k, and the share of real pictures whose ball holds any made one; for two
+    samples of one distribution the density is 1 and the coverage 1 - 2^-k at best.
+    """
 
     def __init__(self, real: npt.ArrayLike, made: npt.ArrayLike, k: int) -> None:
         """``real`` [n, d], ``made`` [m, d]. DataError when a set has no k neighbours."""
@@ -174,16 +149,10 @@ def _radii(squared: FloatArray, k: int) -> FloatArray:
     return radii
 
 
-def mean_distance(x: npt.ArrayLike, groups: IntArray | None = None) -> float:
-    """Mean Euclidean distance between different rows of [n, d]; with ``groups`` int [n], between rows of one group.
-
-    0.0 when there is no such pair.
-    """
+def mean_distance(x: npt.ArrayLike) -> float:
+    """Mean Euclidean distance between different rows of [n, d]."""
     (x,) = _features(x)
-    pairs = ~np.eye(len(x), dtype=np.bool_)
-    if groups is not None:
-        pairs &= groups[:, None] == groups[None, :]
-    return float(np.sqrt(squared_distances(x, x)[pairs]).mean()) if pairs.any() else 0.0
+    return float(np.sqrt(squared_distances(x, x)[~np.eye(len(x), dtype=np.bool_)]).mean())
 
 
 def _features(*sets: npt.ArrayLike) -> list[FloatArray]:

@@ -75,8 +75,3 @@ def recognised(generated: Tensor, training: Tensor, own_index: Tensor, kinds: Te
     found = nearest(generated, training)
     same = found == own_index if kinds is None else kinds[found] == kinds[own_index]
     return same | (training[found] == training[own_index]).all(1)
-
-
-def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
-    """Share of generated pictures [n, 3, H, W] that are ``recognised`` among training ones [m, 3, H, W], in [0, 1]."""
-    return float(recognised(halved(generated), halved(training), own_index).double().mean())

@@ -28,6 +28,16 @@ class ObjectRef(_Value):
     role: str
 
 
+class InputRef(_Value):
+    """An input of a step as its manifest records it."""
+
+    name: str
+    kind: str
+    step: str
+    fingerprint: str
+    manifest_sha256: str
+
+
 class ArtifactRef(_Value):
     """All that crosses a task boundary: a few hundred bytes of JSON that say where an artifact is and what it is."""
 
@@ -39,15 +49,15 @@ class ArtifactRef(_Value):
     rows: int
     bytes: int
 
-
-class InputRef(_Value):
-    """An input of a step as its manifest records it."""
-
-    name: str
-    kind: str
-    step: str
-    fingerprint: str
-    manifest_sha256: str
+    def as_input(self, name: str) -> InputRef:
+        """What the manifest of a step that reads this artifact says of it."""
+        return InputRef(
+            name=name,
+            kind=self.kind,
+            step=self.step,
+            fingerprint=self.fingerprint,
+            manifest_sha256=self.manifest_sha256,
+        )
 
 
 class Manifest(_Value):

@@ -110,7 +110,7 @@ def work(job: Job) -> Outcome:
         facts["shown"] = f"the first {len(rows):,} of {total:,}; all are in generations.parquet"
     gallery = gallery_html(rows, title="Generated pictures", facts=facts, tile_px=config.upscale_px)
     objects.append(job.put(gallery, ext="html", role="gallery"))
-    objects.append(job.put(_sheet(rows, config), ext="png", role="sheet.samples"))
+    objects.append(job.put(_sheet(rows), ext="png", role="sheet.samples"))
     stats = {
         "prompts": len(prompts),
         "drawn": drawn,
@@ -258,7 +258,7 @@ def _facts(painter: Painter, config: GenerateConfig) -> dict[str, str]:
     return {"model": painter.fingerprint[:12], "sampler": sampler, "seed": str(config.seed)}
 
 
-def _sheet(rows: Sequence[dict[str, Any]], config: GenerateConfig) -> bytes:
+def _sheet(rows: Sequence[dict[str, Any]]) -> bytes:
     shown = rows[:_ON_SHEET]
     return contact_sheet(
         [r["image"] or None for r in shown], [r["prompt"] for r in shown], columns=12 if len(shown) > 24 else 8, px=96

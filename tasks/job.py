@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from dalle_model.config import Section
 from dalle_model.errors import DataError
-from tasks.artifacts import ArtifactRef, InputRef, Manifest, ObjectRef, Part
+from tasks.artifacts import ArtifactRef, Manifest, ObjectRef, Part
 from tasks.faults import fault_point
 from tasks.place import Place
 from tasks.settings import Settings
@@ -236,16 +236,7 @@ class Job:
     def manifest(self, outcome: Outcome, facts: Mapping[str, Any]) -> Manifest:
         """The manifest that commits an outcome."""
         spec = self.spec
-        inputs = tuple(
-            InputRef(
-                name=name,
-                kind=ref.kind,
-                step=ref.step,
-                fingerprint=ref.fingerprint,
-                manifest_sha256=ref.manifest_sha256,
-            )
-            for name, ref in spec.inputs
-        )
+        inputs = tuple(ref.as_input(name) for name, ref in spec.inputs)
         return Manifest(
             kind=spec.kind,
             step=spec.stage,

@@ -1,7 +1,7 @@
 """What curation knows of kin beyond the features: embeddings, excluded evaluation sets, and the cluster table."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,12 +177,3 @@ def kin_stats(selection: Selection) -> dict[str, Any]:
         "largest_cluster": int(sizes.max()),
         "joined_by": {tier: int(count) for tier, count in zip(TIERS[1:], heads[1:], strict=True)},
     }
-
-
-def clusters_of(store: Store, curated: Manifest) -> Iterator[pa.Table]:
-    """The cluster table of a curated artifact, a row group at a time. DataError when a release before 0.2 made it."""
-    if not curated.objects_of("clusters"):
-        raise DataError(f"curated {curated.fingerprint[:12]} has no cluster table; curate again with this release")
-    file = pq.ParquetFile(io.BytesIO(store.read(curated.object_of("clusters"))))
-    for group in range(file.num_row_groups):
-        yield file.read_row_group(group)

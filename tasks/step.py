@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from dalle_model.config import Section
 from dalle_model.errors import UsageError
 from dalle_model.sources.telling import Tell, silent
-from tasks.artifacts import ArtifactRef, InputRef, Manifest, fingerprint
+from tasks.artifacts import ArtifactRef, Manifest, fingerprint
 from tasks.job import JobSpec
 from tasks.launch import Listener, launch
 from tasks.removals import warnings_of
@@ -87,16 +87,7 @@ class Plan:
 
     def blank(self) -> Manifest:
         """The manifest that this plan leads to, still without objects: for comparing it with artifacts."""
-        inputs = tuple(
-            InputRef(
-                name=name,
-                kind=ref.kind,
-                step=ref.step,
-                fingerprint=ref.fingerprint,
-                manifest_sha256=ref.manifest_sha256,
-            )
-            for name, ref in self.inputs.items()
-        )
+        inputs = tuple(ref.as_input(name) for name, ref in self.inputs.items())
         return Manifest(
             kind=self.stage.kind,
             step=self.stage.name,

@@ -194,12 +194,8 @@ class Store:
         self.backend.put(key, source, sha256)
         return ObjectRef(key=key, sha256=sha256, bytes=size, rows=rows, role=role)
 
-    def has(self, obj: ObjectRef) -> bool:
-        """Whether an object is there, as far as a look tells: present, of its size, not quarantined."""
-        return not self.missing([obj])
-
     def missing(self, objects: Iterable[ObjectRef]) -> list[ObjectRef]:
-        """Those of the objects that ``has`` denies; for many objects much faster."""
+        """Those of the objects that are not there, as far as a look tells: absent, of another size, or quarantined."""
         objects = list(objects)
         quarantined = frozenset(self.keys("quarantine/"))
         present = self._map(lambda obj: is_present(self.backend, obj, quarantined), objects)
@@ -407,16 +403,6 @@ class Store:
                 f"{self.uri} ignores create-only writes, so several writers at once are refused; "
                 "run one at a time, or use a store that honours If-None-Match"
             )
-
-    def admit(self, *, concurrent: bool = False) -> StoreProbe:
-        """The check before a run writes: an unsafe store earns a warning, or UnsafeStore when ``concurrent``."""
-        if concurrent:
-            self.require_create_only()
-        elif not self.probe().create_only:
-            log.warning(
-                "%s ignores create-only writes: run one writer at a time, or finished work may be overwritten", self.uri
-            )
-        return self.probe()
 
     def sweep(self, older_than_s: float = 86_400, dry_run: bool = False) -> SweepReport:
         """Remove what nobody names and what killed writers left, if older than that; see ``tasks.sweep``."""

@@ -5,17 +5,7 @@ Steps stand in for wall-clock times, so equal runs give equal bytes and the file
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-
-class Tracker(Protocol):
-    """Where points and pictures of a training run go."""
-
-    def point(self, point: Mapping[str, float]) -> None:
-        """One point of the curve; its ``step`` is the number of updates done."""
-
-    def picture(self, step: int, title: str, png: bytes, size_px: tuple[int, int]) -> None:
-        """A picture (width, height) made after ``step`` updates."""
+from typing import Any
 
 
 def available() -> bool:

@@ -31,10 +31,10 @@ class Words:
         return np.bincount(self.row, minlength=self.rows)
 
 
-def words_of(captions: pa.Array, *, lower: bool = True, letters: str = "") -> Words:
-    """Cut at spaces, or at all that is not among ``letters``, characters and classes of an RE2 class."""
+def words_of(captions: pa.Array, *, letters: str = "") -> Words:
+    """Lower-case captions, cut at spaces, or at all that is not in ``letters`` (the inside of an RE2 character class)."""
     captions = one_array(captions)
-    text = pc.utf8_lower(captions) if lower else captions
+    text = pc.utf8_lower(captions)
     if letters:
         odd = pc.match_substring_regex(text, rf"[^{letters} ]|  |^ | $")
         if pc.any(odd).as_py():  # most captions have single spaces alone; to look costs a fifth of replacing

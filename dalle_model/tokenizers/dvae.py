@@ -41,11 +41,6 @@ def kl_weight(step: int, final: float = 6.6, num_steps: int = 5_000) -> float:
     return _cosine(step, 0.0, final, num_steps)
 
 
-def step_size(step: int, start: float = 1e-4, final: float = 1.25e-6, num_steps: int = 1_200_000) -> float:
-    """AdamW's step size: ``start`` -> ``final`` by cosine over ``num_steps``, then constant."""
-    return _cosine(step, start, final, num_steps)
-
-
 def _cosine(step: int, start: float, final: float, num_steps: int) -> float:
     progress = min(1.0, step / num_steps)
     return final + (start - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from dalle_model import metrics
 
@@ -37,23 +38,27 @@ def test_bits_per_pixel_of_uniform_codes() -> None:
     assert metrics.bits_per_pixel(math.log(4096), 64, 64) == pytest.approx(64 * 12 / 4096)
 
 
+def recognisability(generated: Tensor, training: Tensor, own_index: Tensor) -> float:
+    return float(metrics.recognised(metrics.halved(generated), metrics.halved(training), own_index).double().mean())
+
+
 def test_recognisability_counts_own_nearest_pictures() -> None:
     torch.manual_seed(0)
     training = torch.rand(10, 3, 8, 8)
     generated = training[[0, 3, 5, 7]] + 0.01
-    assert metrics.recognisability(generated, training, torch.tensor([0, 3, 5, 7])) == 1.0
-    assert metrics.recognisability(generated, training, torch.tensor([0, 3, 5, 8])) == 0.75
+    assert recognisability(generated, training, torch.tensor([0, 3, 5, 7])) == 1.0
+    assert recognisability(generated, training, torch.tensor([0, 3, 5, 8])) == 0.75
 
 
 def test_recognisability_is_blind_to_what_half_resolution_hides() -> None:
     training = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     checks = (torch.arange(16).view(4, 4) % 2).float().expand(1, 3, 4, 4) * 0.9  # averages to 0.45
-    assert metrics.recognisability(checks, training, torch.tensor([0])) == 1.0
+    assert recognisability(checks, training, torch.tensor([0])) == 1.0
 
 
 def test_recognisability_accepts_an_exact_duplicate_of_the_own_picture() -> None:
     one = torch.rand(1, 3, 8, 8)
-    assert metrics.recognisability(one, torch.cat([one, one]), torch.tensor([1])) == 1.0
+    assert recognisability(one, torch.cat([one, one]), torch.tensor([1])) == 1.0
 
 
 def test_each_picture_of_a_caption_is_its_own() -> None:

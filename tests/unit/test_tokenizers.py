@@ -27,7 +27,6 @@ from dalle_model.tokenizers.dvae import (
     logit_laplace_nll,
     map_pixels,
     normal_dvae_loss,
-    step_size,
     temperature,
     unmap_pixels,
 )
@@ -317,8 +316,6 @@ def test_schedules_at_their_corners() -> None:
     assert (temperature(0), temperature(150_000), temperature(10**7)) == (1.0, 1 / 16, 1 / 16)
     assert temperature(75_000) == pytest.approx((1 + 1 / 16) / 2)
     assert (kl_weight(0), kl_weight(2_500), kl_weight(5_000), kl_weight(6_000)) == (0.0, pytest.approx(3.3), 6.6, 6.6)
-    assert (step_size(0), step_size(1_200_000), step_size(3_000_000)) == (1e-4, 1.25e-6, 1.25e-6)
-    assert step_size(600_000) == pytest.approx((1e-4 + 1.25e-6) / 2)
 
 
 def test_scaled_down_schedules_keep_their_share_of_the_run() -> None:
