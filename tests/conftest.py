@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from support.prefect_server import Up
     from support.tiny import TinyRun
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from support...`, also under --import-mode=importlib
+
+# The same examples at every run, and no limit of time: neither luck nor a busy machine decides whether a test passes.
+settings.register_profile("dalle", deadline=None, derandomize=True)
+settings.load_profile("dalle")
 
 _FOREIGN = ("DALLE_", "PREFECT_", "AWS_")  # settings of the person who runs the tests must not reach them
 

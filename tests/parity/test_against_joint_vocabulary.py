@@ -96,7 +96,7 @@ def test_gradients_are_those_of_one_vocabulary() -> None:
         torch.testing.assert_close(grad, grads[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 16), max_size=5), st.integers(0, 10**6))
 def test_joint_ids_read_back(caption: list[int], seed: int) -> None:
     text = torch.tensor([caption + [0] * (5 - len(caption))])

@@ -33,7 +33,7 @@ def noisy_hashes(seed: int, centres: int, copies: int, bits: int) -> np.ndarray:
     return np.unique(base)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 12), st.integers(0, 12))
 def test_near_pairs_are_exactly_those_of_comparing_all_with_all(seed: int, flipped: int, bits: int) -> None:
     hashes = noisy_hashes(seed, 12, 8, flipped)
@@ -64,7 +64,7 @@ def brute_clusters(pictures: np.ndarray, hashes: np.ndarray, bits: int) -> list[
         reach = further
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(0, 8))
 def test_clusters_are_the_connected_components(seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def kept_by(tables: list[pa.Table], config: CurateConfig, outside: Outside) -> n
         return np.zeros(sum(map(len, tables)), bool)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     st.integers(0, 2**32),
     st.sampled_from(sorted(PRESETS)),

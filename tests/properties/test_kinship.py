@@ -41,7 +41,7 @@ def all_pairs(pictures: np.ndarray, hashes: np.ndarray, vectors: np.ndarray) -> 
     return [equal, np.where(bits <= BITS, bits, np.inf), np.where(apart <= RADIUS, apart, np.inf)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.booleans(), st.booleans())
 def test_the_cluster_table_is_that_of_comparing_all_with_all(seed: int, hash_tier: bool, vector_tier: bool) -> None:
     pictures, hashes, vectors, rank = world(seed)
@@ -68,7 +68,7 @@ def test_the_cluster_table_is_that_of_comparing_all_with_all(seed: int, hash_tie
     assert np.isnan(found.distance).tolist() == heads.tolist()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_clusters_do_not_depend_on_the_order_of_rows(seed: int) -> None:
     pictures, hashes, vectors, rank = world(seed)
@@ -123,7 +123,7 @@ def test_folds_are_of_about_equal_size() -> None:
     assert counts == pytest.approx([4000] * 5, rel=0.06)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(0, 6), st.booleans())
 def test_what_touches_another_set_is_that_of_comparing_all_with_all(seed: int, bits: int, embedded: bool) -> None:
     pictures, hashes, vectors, _ = world(seed)

@@ -18,7 +18,7 @@ from dalle_model.tokenizers.dvae import map_pixels, unmap_pixels
 from dalle_model.tokenizers.fsq import FsqTokenizer
 
 WORDS = CaptionTokenizer.from_json(train_bpe(["woman pilot: dark skin tone", "flag: Italy", "red heart"] * 3, 320))
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @quick

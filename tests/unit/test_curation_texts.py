@@ -41,7 +41,6 @@ def test_repetition_is_the_share_of_the_commonest_word(caption: str, score: floa
     assert np.isnan(found) if score is None else found == score
 
 
-@settings(deadline=None)
 @given(st.lists(st.text().map(normalise_caption).filter(bool), max_size=20))
 def test_columns_say_what_plain_python_says(captions: list[str]) -> None:
     array = pa.array(captions, pa.string())
@@ -384,7 +383,7 @@ def test_mined_phrases_are_the_longest_ones_that_many_captions_share() -> None:
     assert (shares[400:460] >= 0.6).all()
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(st.integers(0, 1000), st.sampled_from([7, 64, 1000]))
 def test_mining_does_not_depend_on_the_order_or_on_shards(seed: int, size: int) -> None:
     captions = corpus()

@@ -108,7 +108,7 @@ def test_a_hostile_caption_changes_no_tag_of_the_report(caption):
 
 
 @given(text=st.text(max_size=60), reason=st.text(min_size=1, max_size=30))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_text_at_all_changes_the_structure(text, reason):
     drawn, refused = row(text or "x", image=picture("red", "ring")), row("y" + text, reason=reason)
     harmless = gallery(row("x", image=picture("red", "ring")), row("y", reason="r"))

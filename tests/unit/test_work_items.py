@@ -21,7 +21,7 @@ def _cut(prompts: list[Prompt], rows: int = 16, **config: object) -> list[Piece]
     return pieces(items_of(prompts, GenerateConfig(**config)), rows, {"sampler": {}}, "model")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_PROMPTS, st.integers(1, 20))
 def test_every_picture_is_in_one_piece_in_order(prompts: list[Prompt], rows: int) -> None:
     cut = _cut(prompts, rows, n=3)
