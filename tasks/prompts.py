@@ -21,7 +21,7 @@ from dalle_model.config.pipeline import MAX_N, MAX_SEED
 from dalle_model.decoding import Refused
 from dalle_model.errors import SourceError
 from dalle_model.records import normalise_caption
-from dalle_model.sources.metadata import json_record
+from dalle_model.sources.metadata import csv_rows, delimiter_of, json_record
 from tasks.settings import Settings
 from tasks.store import Store, StoreOptions
 
@@ -118,17 +118,10 @@ def _json_rows(text: str, name: str) -> Rows:
 
 def _csv_rows(text: str, name: str, *, tabs: bool) -> Rows:
     header: list[str] = []
-    first_line = text.partition("\n")[0]
-    delimiter = next((c for c in ("\t" if tabs else ",;\t") if c in first_line), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    while True:
-        first = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise SourceError(f"{name}, line {first} cannot be read: {error}; is a quote never closed?") from error
+    delimiter = "\t" if tabs else delimiter_of(text.partition("\n")[0])
+    for first, _, cells in csv_rows(io.StringIO(text, newline=""), delimiter, strict=True):
+        if isinstance(cells, csv.Error):
+            raise SourceError(f"{name}, line {first} cannot be read: {cells}; is a quote never closed?") from cells
         if not any(cell.strip() for cell in cells):
             continue
         if not header:

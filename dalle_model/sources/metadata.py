@@ -13,7 +13,7 @@ import lzma
 import math
 import re
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -194,20 +194,14 @@ def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
         yield from chain([first_line] if first_line else [], text)
         at_end = True
 
-    reader = csv.reader(lines(), delimiter="\t" if tabs else _delimiter(first_line))
     header: list[str] | None = None
-    while True:
-        first = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {error}"))
+    for first, last, cells in csv_rows(lines(), "\t" if tabs else delimiter_of(first_line)):
+        if isinstance(cells, csv.Error):
+            yield Line(last, Refused(Reason.BAD_METADATA, f"CSV: {cells}"))
             continue
         if at_end:  # more lines were asked for inside a row: the csv module would take all that follows for one cell
-            words = f"a quote that opens in line {first} is never closed, so the lines to {reader.line_num} are one cell; close it"
-            yield Line(reader.line_num, Refused(Reason.BAD_METADATA, f"CSV: {words}"))
+            words = f"a quote that opens in line {first} is never closed, so the lines to {last} are one cell; close it"
+            yield Line(last, Refused(Reason.BAD_METADATA, f"CSV: {words}"))
             return
         if not cells:
             continue
@@ -217,14 +211,32 @@ def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
         if header is None:  # a list of URLs without headings, as Conceptual Captions has it
             header = _headings_of(cells)
         if len(cells) == len(header):
-            yield Line(reader.line_num, dict(zip(header, cells, strict=True)))
+            yield Line(last, dict(zip(header, cells, strict=True)))
         else:
-            yield Line(
-                reader.line_num, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings")
-            )
+            yield Line(last, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings"))
 
 
-def _delimiter(headings: str) -> str:
+def csv_rows(
+    lines: Iterable[str], delimiter: str, *, strict: bool = False
+) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+    """Rows of a table with their first and last line, from 1: the cells, or why they cannot be read; the next rows follow.
+
+    strict: a quote that is out of place is an error, and spaces behind a delimiter do not count.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=strict, skipinitialspace=strict)
+    while True:
+        first = reader.line_num + 1
+        cells: list[str] | csv.Error
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = error
+        yield first, reader.line_num, cells
+
+
+def delimiter_of(headings: str) -> str:
     """A comma; or what spreadsheets write in its place, where the headings have that and no comma. Addresses may hold a ;."""
     if "," in headings:
         return ","

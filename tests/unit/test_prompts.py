@@ -89,6 +89,11 @@ def test_files_of_editors_and_spreadsheets_are_read(encoding: str, end: str) -> 
     assert parse_prompts(end.join(lines).encode(encoding), "p.jsonl") == wanted
 
 
+def test_a_table_of_one_column_between_tabs_may_hold_commas() -> None:
+    """Without a tab among the headings cells were cut at commas."""
+    assert parse_prompts(b"prompt\na red, round heart\n", "p.tsv") == [Prompt("a red, round heart")]
+
+
 def test_gaps_in_tables_are_gaps() -> None:
     """A data frame turns whole numbers into 7.0 and gaps into NaN; pictures in other columns are not read."""
     out = io.BytesIO()
