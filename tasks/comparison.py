@@ -14,6 +14,7 @@ from tasks.artifacts import Manifest
 from tasks.figures import better_of, spoken
 from tasks.findings import values_of
 from tasks.pages import Compared, ComparedFigure, Picture, ReportData, Sample, Sheet, report_html
+from tasks.stages import EVALUATE
 from tasks.store import Store
 
 Values = Mapping[str, Mapping[str, float]]
@@ -96,9 +97,19 @@ class Comparison:
 
 def compare(store: Store, first: Manifest, second: Manifest) -> Comparison:
     """Pair two evaluations. DataError when they have fewer than 8 prompts of any figure in common."""
-    one, two = (values_of(store.read(m.object_of("values"))) for m in (first, second))
+    one, two = (measured_values(store, m) for m in (first, second))
     apart = measured_apart(*(records_of(store, m) for m in (first, second)))
     return compare_values(first.fingerprint, one, second.fingerprint, two, apart)
+
+
+def measured_values(store: Store, evaluation: Manifest) -> Values:
+    """The values behind an evaluation's figures. DataError for one of a version of the step that kept none, or others."""
+    if evaluation.step_version != EVALUATE.version:
+        raise DataError(
+            f"evaluation {evaluation.fingerprint[:12]} was made by version {evaluation.step_version} of the step, whose figures are not "
+            f"those of version {EVALUATE.version}; run `dalle evaluate` on its model again"
+        )
+    return values_of(store.read(evaluation.object_of("values")))
 
 
 def measured_apart(one: Records, two: Records) -> tuple[str, ...]:
@@ -233,7 +244,7 @@ def comparison_page(store: Store, told: Comparison, first: Manifest, second: Man
 
 def _changes(store: Store, first: Manifest, second: Manifest) -> dict[tuple[str, str], float]:
     """By how much each prompt gained: recognised or not counts most, then how well it fits its caption."""
-    one, two = (values_of(store.read(m.object_of("values"))) for m in (first, second))
+    one, two = (measured_values(store, m) for m in (first, second))
     out: dict[tuple[str, str], float] = {}
     for split, suffix in (("train", ""), ("heldout", "_heldout")):
         for figure in ("recognisability", "agreement"):

@@ -25,13 +25,14 @@ from tasks.comparison import (
     drawings_of,
     figures_of,
     measured_apart,
+    measured_values,
     records_of,
 )
 from tasks.copies import Nearest
 from tasks.curves import curves_of
 from tasks.drawn import Drawn
 from tasks.figures import metrics_of
-from tasks.findings import Findings, values_of
+from tasks.findings import Findings
 from tasks.job import Job, load_ancestor
 from tasks.pages import (
     Ancestor,
@@ -343,11 +344,11 @@ def _baseline(job: Job) -> Manifest | None:
 
 
 def _against(evidence: Evidence, baseline: Manifest | None) -> Comparison | None:
-    """None, said in the log, when the two have too few prompts in common: the figures stand without it."""
+    """None, said in the log, when the two cannot be compared: the figures stand without it."""
     if baseline is None:
         return None
     try:
-        before = values_of(evidence.job.store.read(baseline.object_of("values")))
+        before = measured_values(evidence.job.store, baseline)
         found = evidence.found
         now = {name: asdict(record) for name, record in found.records.items()}
         apart = measured_apart(records_of(evidence.job.store, baseline), now)

@@ -1,11 +1,15 @@
 """Smaller weights are accepted only where the pairs show that little was lost."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from dalle_model.errors import DataError
-from tasks.comparison import Comparison, compare_values, measured_apart
+from tasks.comparison import Comparison, compare, compare_values, measured_apart
 from tasks.compression import decide
+from tasks.stages import EVALUATE
 
 
 def compared(full: list[float], small: list[float], figure: str = "recognisability") -> Comparison:
@@ -68,3 +72,11 @@ def test_what_other_networks_measured_for_either_model_is_not_compared_and_said_
         "recognisability",
         "agreement",
     ]
+
+
+def test_an_evaluation_of_another_version_is_named_with_the_remedy() -> None:
+    """It ended with: has 0 objects of role 'values', expected one."""
+    old: Any = SimpleNamespace(fingerprint="a" * 64, step_version=EVALUATE.version - 1)
+    store: Any = None
+    with pytest.raises(DataError, match=r"aaaaaaaaaaaa was made by version .* run `dalle evaluate` on its model again"):
+        compare(store, old, old)
