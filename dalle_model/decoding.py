@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageChops, ImageCms, ImageFile
 
 
 class Reason(StrEnum):
@@ -171,6 +171,8 @@ def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded 
         getattr(image, "text", ())
     ):
         notes.append("metadata_stripped")
+    if kind == "PNG":
+        _set_key(image, data[24])
     picture = _scaled(_plain(image), settings.image_px)
     picture, cms = _in_srgb(picture, profile)
     flat = _on_background(picture, settings.background)
@@ -269,6 +271,21 @@ def _oriented(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation])
 
 
+def _set_key(image: Image.Image, bits: int) -> None:
+    """The transparent colour of a PNG (tRNS) on the scale of its pixels as Pillow unpacks them: to 8 bits, grey of 16 alone as it is."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and bits == 16 and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif image.mode == "L" and bits < 8 and isinstance(key, int):
+        image.info["transparency"] = (key & (2**bits - 1)) * 255 // (2**bits - 1)
+
+
+def _all_but(wide: Image.Image, key: int) -> Image.Image:
+    """Alpha of a picture of mode I: 0 where its value is ``key``, else 255."""
+    above, below = (wide.point(lambda value, s=sign: value * s - s * key).convert("L") for sign in (1, -1))
+    return ImageChops.add(above, below).point([0, *[255] * 255])
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """L, RGB, RGBA, CMYK or LAB. 16-bit grey is divided by 257, where Pillow's own conversion clips at 255."""
     mode = image.mode
@@ -279,7 +296,8 @@ def _plain(image: Image.Image) -> Image.Image:
             raise ValueError(f"values {low} to {high} lie outside 16 bits")
         bits = getattr(image, "tag_v2", {}).get(258, (16,))  # TIFF's BitsPerSample: scanners write 12
         scale = 255 / (2 ** bits[0] - 1) if mode != "I" and 8 < bits[0] <= 16 else 1 / 257
-        return wide.point(lambda value: value * scale + 0.5).convert("L")
+        grey, key = wide.point(lambda value: value * scale + 0.5).convert("L"), image.info.get("transparency")
+        return Image.merge("LA", (grey, _all_but(wide, key))).convert("RGBA") if isinstance(key, int) else grey
     if mode in ("P", "PA", "LA", "La", "RGBa"):
         opaque = mode == "P" and "transparency" not in image.info
         return image.convert("RGB" if opaque else "RGBA")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -86,6 +87,26 @@ def test_a_transparent_palette_entry_becomes_background() -> None:
     image = Image.new("P", (16, 16), 3)
     image.putpalette([0, 0, 0] * 3 + [200, 0, 0] + [0, 0, 0] * 252)
     assert (pixels(encoded(image, "PNG", transparency=3)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "hidden", "shown", "grey"),
+    [
+        (2, 0, b"\x55", b"\xaa", 170), (4, 0, b"\x11", b"\x22", 34), (8, 0, b"\x11", b"\x22", 34),
+        (16, 0, b"\x03\xe8", b"\x22\x22", 34), (8, 2, b"\x11" * 3, b"\x22" * 3, 34),
+        (16, 2, b"\x03\xe8" * 3, b"\x22\x22" * 3, 34),
+    ],
+)  # fmt: skip
+def test_the_transparent_colour_of_a_png_is_on_the_scale_of_its_pixels(
+    bits: int, colour: int, hidden: bytes, shown: bytes, grey: int
+) -> None:
+    """tRNS counts in the file's own bits (PNG, third edition, 11.3.1.1): what it names is not there."""
+    count = 16 if bits >= 8 else 16 * bits // 8
+    whole = png(32, 32, bits, colour, (b"\0" + hidden * count + shown * count) * 32)
+    key = hidden if bits == 16 else b"".join(bytes([0, value & (2**bits - 1)]) for value in hidden)
+    trns = struct.pack(">I", len(key)) + b"tRNS" + key + struct.pack(">I", zlib.crc32(b"tRNS" + key))
+    found = pixels(whole[:33] + trns + whole[33:])
+    assert found[5, 3].tolist() == [255] * 3 and found[5, -3].tolist() == [grey] * 3
 
 
 def test_cmyk_white_is_white() -> None:
