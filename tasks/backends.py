@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from dalle_model.errors import StoreError, StoreFull, StoreUnreachable
 from tasks.faults import fault_point
+from tasks.spool import is_full
 
 CHUNK_BYTES = 4 * 2**20
 TEMPORARY = ".tmp-"  # a name that starts so is nobody's key: a writer that was killed left it
@@ -117,9 +118,9 @@ def local_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise StoreFull(
-                f"no space left at {path}; free some or choose another place with --store. "
+                f"no space left at {path} ({os.strerror(error.errno or 0)}); free some or choose another place with --store. "
                 "What is finished is kept: run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

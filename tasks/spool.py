@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -46,10 +47,18 @@ def spool_folder(folder: Path, fingerprint: str) -> Iterator[Path]:
         remove_dead(folder)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a disk, a user's quota or the limit of a file's size (``ulimit -f``) left no room to write."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def spool_error(folder: Path, error: OSError) -> StoreError:
     """What the operating system says about the spool, with the remedy."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"no space left on the disk of {folder}; free some, or set DALLE_SPOOL to another disk")
+    if is_full(error):
+        return StoreFull(
+            f"no space left on the disk of {folder} ({os.strerror(error.errno or 0)}); "
+            "free some, or set DALLE_SPOOL to another disk"
+        )
     return StoreError(
         f"the spool folder {folder} cannot be used ({error.strerror}); set DALLE_SPOOL to a folder that can be written"
     )

@@ -4,7 +4,6 @@ Events go to standard output as JSON lines; whatever libraries print goes to sta
 when its parent is gone, so a killed step leaves nothing running.
 """
 
-import errno
 import logging
 import os
 import platform
@@ -21,12 +20,12 @@ from typing import IO, Any
 import psutil
 import pyarrow as pa
 
-from dalle_model.errors import DalleError, StoreFull
+from dalle_model.errors import DalleError
 from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
 from tasks.place import Place
 from tasks.settings import Settings
-from tasks.spool import make_spool
+from tasks.spool import is_full, make_spool, spool_error
 from tasks.stages import stage_named
 from tasks.step import load_dotted
 from tasks.store import Store, StoreOptions
@@ -155,9 +154,8 @@ def main() -> int:
         events.send("stopped")
         return STOPPED
     except Exception as error:  # every failure crosses the process border as one event
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            where = error.filename or spec.settings["spool"]
-            error = StoreFull(f"no space left on the disk of {where}; free some, or set DALLE_SPOOL to another disk")
+        if isinstance(error, OSError) and is_full(error):
+            error = spool_error(Path(error.filename or spec.settings["spool"]), error)
         trace = "" if isinstance(error, DalleError) else traceback.format_exc()
         events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace=trace)
         return FAILED

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from tasks.artifacts import Part
 from tasks.backends import check_key
 from tasks.s3_backend import Pacer, S3Backend
 from tasks.sealed import seal, unseal
+from tasks.spool import is_full, spool_error
 from tasks.store import Store, StoreOptions
 
 
@@ -168,6 +170,25 @@ def test_final_answers_end_at_once_in_one_line(status: int, code: str, kind: typ
             use()
         assert "canary" not in str(error.value) and "\n" not in str(error.value)
     assert client.calls == ["put_object", "get_object"]
+
+
+def test_a_limit_of_the_size_of_files_is_a_full_disk_and_nothing_half_written_stays(tmp_path: Path) -> None:
+    """``ulimit -f`` and quotas were unexpected errors with a trace."""
+    store = Store.open(str(tmp_path / "store"))
+    store.put(b"small", ext="bin", role="x")
+    before = store.keys("data/")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(StoreFull, match=r"File too large.*run the same command again") as error:
+            store.put(bytes(100_000), ext="bin", role="x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.keys("data/") == before
+    quota = OSError(errno.EDQUOT, "Disk quota exceeded")
+    for failure in (error.value.__cause__, quota):
+        assert isinstance(failure, OSError) and is_full(failure)
+        assert isinstance(spool_error(tmp_path, failure), StoreFull)
 
 
 def test_server_that_cannot_do_conditions_is_used_without_and_found_out() -> None:
