@@ -10,7 +10,7 @@ from dalle_model.errors import DalleError, PromotionRefused, RefNotFound, UsageE
 from flows import views
 from flows.inspection import Shown, all_manifests
 from tasks.artifacts import Manifest
-from tasks.comparison import Comparison, compare, comparison_page, figures_of
+from tasks.comparison import Comparison, compare, comparison_page, figures_of, measured_apart, records_of
 from tasks.display import step_display
 from tasks.plain import Step, here
 from tasks.reproduce import is_reproduction, reproduce, split_id
@@ -181,6 +181,10 @@ def reproduce_figures(settings: Settings, identifier: str) -> tuple[dict[str, An
         if differing
         else f"all {len(asked)} figures of evaluation {original.fingerprint[:12]} came out the same to the last digit"
     )
+    others = measured_apart(records_of(store, original), records_of(store, done.repeated)) if differing else ()
+    if set(others) & set(differing):
+        verdict += "; of these another network measured some, such as a judge that another release trained: "
+        verdict += ", ".join(name for name in others if name in differing)
     payload = {
         "evaluation": original.fingerprint,
         "reproduction": done.repeated.fingerprint,

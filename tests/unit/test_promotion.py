@@ -52,3 +52,23 @@ def test_a_schedule_waits_for_a_name_that_nobody_has_and_for_nothing_else(tmp_pa
     assert not is_free_name(store, "production")
     with pytest.raises(RefNotFound, match="is gone from"):
         store.resolve("production")
+
+
+def test_a_reproduction_with_another_judge_says_which_figures_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """26 of 177 figures differed and nothing told that a release between had trained the judge anew."""
+    evaluations = [SimpleNamespace(fingerprint=digit * 64, kind="evaluation", facts={}) for digit in "ab"]
+    figures = {"agreement": (0.9, 0.8), "recognisability": (0.5, 0.5), "variety": (0.1, 0.2)}
+    done = SimpleNamespace(repeated=evaluations[1], figures=figures, differing=["agreement", "variety"], objects={})
+    judges = {evaluations[0].fingerprint: "one", evaluations[1].fingerprint: "other"}
+
+    def records(_: Any, evaluation: Any) -> dict[str, dict[str, str]]:
+        known = {"features": "pixels", "features_sha256": "", "reference": "same"}
+        judge = {"features": "dual_encoder", "features_sha256": judges[evaluation.fingerprint]}
+        return {"agreement": known | judge, "recognisability": known, "variety": known}
+
+    monkeypatch.setattr(comparison, "open_store", lambda _: SimpleNamespace(resolve=lambda ref: evaluations[0]))
+    monkeypatch.setattr(comparison, "reproduce", lambda *_: done)
+    monkeypatch.setattr(comparison, "records_of", records)
+    _, lines, equal = comparison.reproduce_figures(Settings(), "aaaa")
+    assert not equal and lines[-1].startswith("2 of 3 figures differ: agreement, variety")
+    assert lines[-1].endswith("such as a judge that another release trained: agreement")
