@@ -55,21 +55,14 @@ DEFAULT_STORE = "./artifacts"
 
 def settings_of(store: str, device: str = "auto", deadline: float = 0.0) -> Any:
     """Settings of this process. They are also put into the environment: a flow makes its own from there."""
+    from flows.overrides import first_problem
     from tasks.settings import Settings
 
     os.environ.update(DALLE_STORE=store, DALLE_DEVICE=device, DALLE_DEADLINE_S=str(deadline))
     try:
         return Settings()
     except ValueError as error:
-        raise UsageError(_first_problem(error)) from None
-
-
-def _first_problem(error: ValueError) -> str:
-    problems: list[dict[str, Any]] = getattr(error, "errors", list)()
-    if not problems:
-        return str(error)
-    where = ".".join(str(part) for part in problems[0]["loc"])
-    return f"{where}: {problems[0]['msg']} (given {problems[0]['input']!r})"
+        raise UsageError(first_problem(error)) from None
 
 
 def emit(as_json: bool, payload: dict[str, Any], lines: list[str]) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dalle_model.config import PipelineConfig
 from dalle_model.errors import RefNotFound, UsageError
 from flows import views
-from flows.overrides import override
+from flows.overrides import first_problem, override
 from flows.presets import PRESETS
 from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
 from tasks.artifacts import ArtifactRef, Manifest
@@ -70,7 +70,7 @@ def run_stage(
     section = getattr(config, SECTIONS.get(name, name))
     inputs: dict[str, ArtifactRef] = {}
     for kind, ref in refs.items():  # an input is named by its kind
-        inputs[kind] = latest(settings, kind) if ref == "latest" else input_ref(settings, ref, kind)
+        inputs[kind] = artifact_of(settings, ref, kind)
     if api_is_configured():
         prepare_environment(debug=debug)
         from flows.catalog import FLOWS
@@ -93,26 +93,28 @@ def run_beside(name: str, values: Mapping[str, Any], settings: Settings) -> Comm
     try:
         section = stage.config.model_validate(dict(values))
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise UsageError(
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given {problem['input']!r})"
-        ) from None
+        raise UsageError(first_problem(error)) from None
     return summary({name: here(stage)(section, settings)}, settings, None, started)
 
 
 def model_sets(settings: Settings, ref: str) -> list[str]:
     """The architecture of a model artifact as assignments, so that training that starts from it needs no other."""
     store = open_store(settings)
-    found = latest(settings, "model") if ref == "latest" else input_ref(settings, ref, "model")
+    found = artifact_of(settings, ref, "model")
     manifest = store.find(found.step, found.fingerprint)
     model = manifest.config["config"]["model"] if manifest is not None else {}
     return [f"model.{name}={json.dumps(value)}" for name, value in model.items()]
 
 
-def latest(settings: Settings, kind: str) -> ArtifactRef:
-    """The artifact of a kind that was committed last. Raises RefNotFound when the store has none."""
+def artifact_of(settings: Settings, ref: str, kind: str) -> ArtifactRef:
+    """The artifact of a kind that a person's reference means; ``latest`` is the one that was committed last.
+
+    Raises RefNotFound, or UsageError when it is an artifact of another kind.
+    """
     from flows.inspection import all_manifests
 
+    if ref != "latest":
+        return input_ref(settings, ref, kind)
     store = open_store(settings)
     manifests = [m for m in all_manifests(store) if m.kind == kind]
     if not manifests:

@@ -20,14 +20,14 @@ from dalle_model.images import decode_rgb, square
 from dalle_model.records import normalise_caption
 from dalle_model.sheets import contact_sheet
 from dalle_model.studio import Studio, scorer_of
-from flows.commands import latest, preset_config
+from flows.commands import artifact_of, preset_config
 from flows.views import only_writer, prepare_folder, slug, write_whole
 from tasks.devices import DevicePolicy, resolve
 from tasks.export_model import text_to_image
 from tasks.generate import prompt_policy
 from tasks.provenance import encoded
 from tasks.settings import Settings
-from tasks.step import input_ref, open_store
+from tasks.step import open_store
 
 Result = tuple[dict[str, Any], list[str]]
 UInt8 = NDArray[np.uint8]
@@ -55,7 +55,7 @@ def studio_of(ask: Ask, prompt: str | None = None) -> tuple[Studio, str]:
     """
     settings = ask.settings
     store = open_store(settings)
-    found = latest(settings, "model") if ask.model == "latest" else input_ref(settings, ask.model, "model")
+    found = artifact_of(settings, ask.model, "model")
     parts = text_to_image(store, store.resolve(found.fingerprint))
     config = preset_config("quickstart", list(ask.sets)).generate
     if prompt is not None and (refusal := prompt_policy(config, settings).judge(prompt)):

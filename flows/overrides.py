@@ -125,6 +125,14 @@ def override(config: PipelineConfig, assignments: Iterable[str]) -> PipelineConf
         raise UsageError(_explain(error, located)) from None
 
 
+def first_problem(error: ValueError) -> str:
+    """The first thing that is wrong with a settings or config value: the key, why, and what was given."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given {problem['input']!r})"
+
+
 def _explain(error: ValidationError, located: dict[tuple[str, ...], tuple[str, FieldInfo]]) -> str:
     problem = error.errors()[0]
     where = tuple(str(part) for part in problem["loc"])
