@@ -158,7 +158,7 @@ def main(size: str, rounds: int, threads: int) -> None:
             step()
             if number:
                 times[name].append(clock() - started)
-        limits.append(matmul_flops(Runtime(dtype=torch.bfloat16), repeats=2, clock=clock))
+        limits.append(matmul_flops(Runtime(dtype=torch.bfloat16), repeats=2))
     text, grid, _ = SIZES[size]
     tokens, limit = BATCH * (text + grid**2), max(limits)
     kept = os.environ.get("MALLOC_MMAP_MAX_") == "0"
