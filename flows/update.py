@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 from prefect import flow
 
 from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
-from dalle_model.errors import UsageError
 from flows.lineage import lineage_of
 from flows.presets import quickstart
 from flows.settings import settings_for
@@ -22,11 +21,10 @@ def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[
     """Ingest onto the pairs that ``model`` was trained on, then curate, encode as before, fit from its weights.
 
     Ends after ingest when the source holds nothing new, and after curate when that keeps the pairs that the model was
-    trained on and no others. Raises RefNotFound, or UsageError for a model without pairs and for smaller pictures.
+    trained on and no others. Raises RefNotFound, or UsageError for a model without pairs.
     """
     before = input_ref(s, model, "model")
     lineage = lineage_of(s, before)
-    _refuse_smaller(config, lineage["pairs"])
     pairs = do.ingest(config.ingest, s, pairs=_ref(s, lineage["pairs"]))
     grown = open_store(s).find(pairs.ref.step, pairs.ref.fingerprint)
     if grown is not None and not grown.stats["new"]["kept"]:
@@ -45,14 +43,6 @@ def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[
 
 def _ref(s: Settings, manifest: Manifest) -> ArtifactRef:
     return manifest.ref(open_store(s).manifest_uri(manifest.step, manifest.fingerprint))
-
-
-def _refuse_smaller(config: PipelineConfig, pairs: Manifest) -> None:
-    before = pairs.config["config"]["image_px"]
-    if config.ingest.image_px < before:
-        raise UsageError(
-            f"the model's pairs are stored at {before} px, new ones would be at {config.ingest.image_px}; set ingest.image_px to {before} or more"
-        )
 
 
 def _same_pairs(s: Settings, before: Manifest, after: ArtifactRef) -> bool:

@@ -91,11 +91,22 @@ def work(job: Job) -> Outcome:
     config: IngestConfig = job.config
     started = time.monotonic()
     facts: dict[str, Any] = {"source": config.source}
+    _refuse_smaller(job)
     if job.pieces is not None:
         return _make_pieces(job, job.pieces)
     made = retry(job, facts) if config.retry != "none" else _read(job, facts)
     _refuse_changed(job)
     return outcome(job, made, {**facts, "ingest_s": round(time.monotonic() - started, 3)})
+
+
+def _refuse_smaller(job: Job) -> None:
+    """DataError where new pictures would be smaller than those of the earlier set: in training they would be enlarged beside these."""
+    base = job.inputs.get("pairs")
+    if base and job.config.image_px < (before := base.config["config"]["image_px"]):
+        raise DataError(
+            f"the pictures of {base.fingerprint[:12]} are stored at {before} px, new ones would be at {job.config.image_px}; "
+            f"set ingest.image_px to {before} or more"
+        )
 
 
 def _read(job: Job, facts: dict[str, Any]) -> Totals:

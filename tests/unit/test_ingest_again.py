@@ -95,6 +95,16 @@ def test_an_earlier_set_does_not_speak_for_a_new_source(tmp_path: Path) -> None:
             onto(data, config, fetched)
 
 
+def test_pictures_are_not_stored_smaller_than_those_of_the_earlier_set(tmp_path: Path) -> None:
+    data = Data(tmp_path)
+    base = data.ingest(folder_of(tmp_path / "a", range(4)))
+    smaller = folder_of(tmp_path / "b", range(4, 8)).model_copy(
+        update={"image_px": base.config["config"]["image_px"] - 1}
+    )
+    with pytest.raises(DataError, match=r"are stored at \d+ px, new ones would be at \d+; set ingest.image_px to \d+"):
+        onto(data, smaller, base)
+
+
 def test_each_of_several_sources_has_rows(tmp_path: Path) -> None:
     data, full = Data(tmp_path), folder_of(tmp_path / "a", range(3)).source
     (tmp_path / "nothing" / "x").mkdir(parents=True)
