@@ -27,16 +27,27 @@ from tasks.ui import ProgressReporter, publish
 # Worth another try: a killed child, a store out of reach, or a failure nobody foresaw. A wrong setting stays wrong,
 # and a deadline was set to be kept: what goes on after it was asked for by nobody.
 _TRANSIENT = (StepFailed, StoreUnreachable, CommitConflict)
+_DELAYS_S: list[float] = [5, 30]  # before the second and the third try
 
 
 def _worth_retrying(_: Task[..., Any], __: Any, state: State[Any]) -> bool:
     try:
         state.result(raise_on_failure=True)
     except Exception as error:
-        if isinstance(error, StepTimeout):
-            return False
-        return isinstance(error, _TRANSIENT) or not isinstance(error, DalleError)
+        return _passing(error)
     return False
+
+
+def _passing(error: Exception) -> bool:
+    if isinstance(error, StepTimeout):
+        return False
+    return isinstance(error, _TRANSIENT) or not isinstance(error, DalleError)
+
+
+def say_again(error: Exception, tries: int, listen: Listener) -> None:
+    """Say why a step fails and when it is tried again, if it is. ``tries`` of it have ended, this one included."""
+    if _passing(error) and tries <= len(_DELAYS_S):
+        listen({"event": "log", "text": f"{error}; trying again in {_DELAYS_S[tries - 1]:g} s"})
 
 
 def _display(stage: str) -> AbstractContextManager[Listener]:
@@ -61,8 +72,8 @@ def _listening(stage: str) -> Iterator[Listener]:
     name="shard-group",
     description="Make some pieces of a stage; the stage's own task then finds them and commits.",
     tags=["dalle", "shard-group"],
-    retries=2,
-    retry_delay_seconds=[5, 30],
+    retries=len(_DELAYS_S),
+    retry_delay_seconds=_DELAYS_S,
     retry_condition_fn=_worth_retrying,
     cache_policy=NO_CACHE,
     persist_result=False,
@@ -127,15 +138,19 @@ def stage_task(stage: Stage) -> Step:
         name=stage.name,
         description=(stage.config.__doc__ or "").strip(),
         tags=["dalle", stage.name],
-        retries=2,
-        retry_delay_seconds=[5, 30],
+        retries=len(_DELAYS_S),
+        retry_delay_seconds=_DELAYS_S,
         retry_condition_fn=_worth_retrying,
         cache_policy=NO_CACHE,
         persist_result=False,
     )
     def run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:
         with _listening(stage.name) as listen:
-            result = run_step(stage, config, inputs, settings, listen)
+            try:
+                result = run_step(stage, config, inputs, settings, listen)
+            except Exception as error:
+                say_again(error, runtime.task_run.run_count, listen)
+                raise
         store = open_store(settings)
         manifest = store.find(result.ref.step, result.ref.fingerprint)
         if manifest is not None:
