@@ -9,6 +9,7 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, files_below, inside, skip, trace_of
 from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
+from dalle_model.sources.huggingface_parquet import ParquetSplit
 from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
 from dalle_model.sources.telling import Tell, silent
@@ -26,7 +27,9 @@ class HuggingFace:
 
     vector = False
 
-    def __init__(self, words: str, caption_column: str = "", image_column: str = "") -> None:
+    def __init__(
+        self, words: str, caption_column: str = "", image_column: str = "", max_image_bytes: int = 20_000_000
+    ) -> None:
         try:
             import datasets
         except ImportError as error:
@@ -37,6 +40,7 @@ class HuggingFace:
         self._local = Path(self._path).expanduser().resolve() if Path(self._path).expanduser().exists() else None
         self.name = "hf" if self._local else f"hf:{self._path}"
         self._revision = None if self._local else self._commit()
+        self._parquet: dict[str, list[str]] = {}  # files by split, where the set is Parquet and nothing else
         found = self._load()
         self._split = self._pick_split(list(found), wanted)
         data = found[self._split]
@@ -44,13 +48,25 @@ class HuggingFace:
         source = f"hf:{self._path}"
         self._caption = pick_column(names, caption_column, CAPTION_COLUMNS, source, "caption_column")
         self._image = pick_column(names, image_column, IMAGE_COLUMNS, source, "image_column")
-        self._classes = getattr((data.features or {}).get(self._caption), "names", None)
-        if isinstance((data.features or {}).get(self._image), datasets.Image):
+        features = data.features or {}
+        self._classes = getattr(features.get(self._caption), "names", None)
+        if features:
+            # The library decodes each picture and sound of a record, in this process and without a limit: one that is
+            # broken, a mask say, would end the run.
+            data = data.select_columns([name for name in names if self._is_used(name, features[name])])
+        if isinstance(features.get(self._image), datasets.Image):
             data = data.cast_column(self._image, datasets.Image(decode=False))
         self._data = data
-        kind = (data.features or {}).get(self._caption)
+        files = self._parquet.get(self._split)
+        self._files = ParquetSplit(files, self._caption, self._image, max_image_bytes) if files else None
+        kind = features.get(self._caption)
         first: dict[str, Any] = next(iter(data), {}) if kind is None else {}
         self._many_captions = isinstance(first.get(self._caption), list) or _is_list(datasets, kind)
+
+    def _is_used(self, name: str, kind: Any) -> bool:
+        return name in (self._caption, self._image) or isinstance(
+            kind, (self._datasets.Value, self._datasets.ClassLabel)
+        )
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
         content = (
@@ -64,6 +80,8 @@ class HuggingFace:
         return trace_of(files_below(self._local, hidden=True)) if self._local else ""
 
     def count(self) -> int:
+        if self._files and self._local:
+            return self._files.count()
         if hasattr(self._data, "__len__"):
             return len(self._data)
         splits = self._data.info.splits or {}
@@ -85,8 +103,11 @@ class HuggingFace:
     def _records_from(self, start: int, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Records from a number on, with some columns alone."""
         data = self._data if columns is None else self._data.select_columns(columns)
-        if hasattr(data, "__len__"):
-            records: Any = (data[n] for n in range(start, len(data)))
+        records: Any
+        if self._files:
+            records = self._files.records(start, columns)
+        elif hasattr(data, "__len__"):
+            records = (data[n] for n in range(start, len(data)))
         else:
             records = iter(data.skip(start))
         number = start
@@ -106,18 +127,19 @@ class HuggingFace:
         caption = text_of(record.get(self._caption))
         if self._classes and isinstance(caption, int) and 0 <= caption < len(self._classes):
             caption = self._classes[caption]
+        picture = self._picture(record.get(self._image))
         licence, author = record.get("licence", record.get("license")), record.get("author")
         return Row(
             f"{self._split}#{number}",
             caption,
-            self._picture(record.get(self._image)),
+            Refused(Reason.CAPTION_TOO_LONG, caption.detail) if isinstance(caption, Refused) else picture,
             licence if isinstance(licence, str) else "",
             author if isinstance(author, str) else "",
             extra_in(record, {self._caption, self._image, "licence", "license", "author"}),
         )
 
     def _picture(self, value: Any) -> bytes | File | Refused:
-        path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else None
+        path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
         if not (isinstance(path, str) and "://" in path):
             return image_of(value, self._local, self._local)
         if not self._is_ours(path):
@@ -160,9 +182,9 @@ class HuggingFace:
                 found = self._datasets.load_from_disk(str(self._local))
                 return {str(found.split or "train"): found}
             path = str(self._local or self._path)
-            return dict(
-                self._datasets.load_dataset(path, self._config or None, streaming=True, revision=self._revision)
-            )
+            builder = self._datasets.load_dataset_builder(path, self._config or None, revision=self._revision)
+            self._parquet = _parquet_files(builder)
+            return dict(builder.as_streaming_dataset())
         except Exception as error:  # the library raises many types; all mean that it cannot read this
             raise SourceError(
                 f"source hf:{self._path} cannot be read ({_words(error)}); check the path, the config and the split"
@@ -185,6 +207,17 @@ def split_words(words: str) -> tuple[str, str, str]:
     if not colon and config in _SPLITS:
         config, split = "", config
     return name, config, split
+
+
+def _parquet_files(builder: Any) -> dict[str, list[str]]:
+    """Files by split of a data set that is plain Parquet; {} of any other, and where not all of its rows are wanted."""
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    if not isinstance(builder, Parquet) or builder.config.filters is not None:
+        return {}
+    found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
+    plain = all(file.endswith(".parquet") and "::" not in file for files in found.values() for file in files)
+    return found if plain else {}
 
 
 def _is_list(datasets: Any, kind: Any) -> bool:

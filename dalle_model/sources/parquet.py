@@ -13,12 +13,11 @@ from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
 from dalle_model.sources.parquet_pages import DamagedPage
-from dalle_model.sources.parquet_records import is_bytes, is_list, records_of
+from dalle_model.sources.parquet_records import groups_from, is_list, limit_for, records_of, used_fields
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "image_bytes")
-_BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
 
 
 class ParquetFiles:
@@ -82,10 +81,10 @@ class ParquetFiles:
                     raise SourceError(
                         f"{path} has no column {sorted(missing)[0]!r}, which {self._files[0].name} has; the files of one source must agree"
                     )
-                groups, skipped = _groups_from(file, start)
+                groups, skipped = groups_from(file, start)
                 start -= skipped
                 number = skipped + start
-                columns = [f.name for f in file.schema_arrow if self._is_used(f)]
+                columns = used_fields(file.schema_arrow, self._caption, self._image)
                 for record in self._records(file, groups, path, start, columns):
                     yield self._row(record, path.parent, f"{where}#{number}")
                     number += 1
@@ -96,19 +95,10 @@ class ParquetFiles:
     ) -> Iterator[dict[str, Any]]:
         """The rows of some row groups by column, from a row on. SourceError for a damaged file."""
         try:
-            yield from records_of(file, groups, path, columns, self._limit, batch_rows=_BATCH_ROWS, start=start)
+            limit = limit_for(self._image, self._max_bytes, MAX_LINE_BYTES)
+            yield from records_of(file, groups, path, columns, limit, start=start)
         except (pa.ArrowException, OSError, DamagedPage) as error:
             raise SourceError(f"{path} is damaged ({_first_line(error)}); write it again or leave it out") from error
-
-    def _is_used(self, field: pa.Field) -> bool:
-        """Other bytes and nested values are nothing that a row carries along."""
-        return field.name in (self._caption, self._image) or not (
-            pa.types.is_nested(field.type) or is_bytes(field.type)
-        )
-
-    def _limit(self, leaf: str) -> int:
-        picture = leaf == self._image or leaf.startswith(self._image + ".")
-        return self._max_bytes if picture else MAX_LINE_BYTES
 
     def _row(self, record: dict[str, Any], folder: AnyPath, key: str) -> Row:
         caption = text_of(record.get(self._caption))
@@ -175,17 +165,6 @@ def image_of(value: Any, root: AnyPath | None, folder: AnyPath | None) -> bytes 
     return Refused(
         Reason.NO_IMAGE, f"the picture is a {type(value).__name__}; bytes, {{bytes, path}} or a path are read"
     )
-
-
-def _groups_from(file: Any, start: int) -> tuple[list[int], int]:
-    """Row groups that hold rows from ``start`` on, and the rows of those left out."""
-    skipped = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if skipped + rows > start:
-            return list(range(group, file.num_row_groups)), skipped
-        skipped += rows
-    return [], skipped
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, Self
 
 from dalle_model.decoding import Refused
 from dalle_model.sources.captions import text_of
 from dalle_model.sources.parquet_pages import Value, page_bytes, readable, values
-from dalle_model.sources.remote import AnyPath, Remote
 
 _TEXTS = ("STRING", "JSON", "ENUM")
 LARGE_CHUNK_BYTES = 2**26  # of one column of a row group; pyarrow takes up to six times as much to read it
 MOST_UNREADABLE_BYTES = 2**30  # of one in an encoding that only pyarrow reads; the rows of larger ones are refused
+
+
+class Opens(Protocol):
+    """A file, wherever it lies: a path, an object of a bucket, an address of the Hub."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """A stream that can seek; a context manager."""
+        ...
 
 
 def leaves_of(file: Any, columns: list[str]) -> dict[str, int]:
@@ -24,14 +32,14 @@ def leaves_of(file: Any, columns: list[str]) -> dict[str, int]:
     return found
 
 
-def large_of(file: Any, group: int, leaves: Mapping[str, int], path: AnyPath) -> tuple[str, ...]:
+def large_of(file: Any, group: int, leaves: Mapping[str, int], path: Opens) -> tuple[str, ...]:
     """The large columns of texts and bytes of a row group. Raises DamagedPage.
 
-    A local file's pages are asked themselves: its index may say anything. In a bucket that would be a request for each.
+    A local file's pages are asked themselves: its index may say anything. Elsewhere that would be a request for each.
     """
     facts, found = file.metadata.row_group(group), []
     with ExitStack() as opened:
-        stream = None if isinstance(path, Remote) else opened.enter_context(path.open("rb"))
+        stream = opened.enter_context(path.open("rb")) if isinstance(path, Path) else None
         for leaf, number in leaves.items():
             chunk, column = facts.column(number), file.schema.column(number)
             if chunk.physical_type != "BYTE_ARRAY" or column.max_repetition_level:
@@ -48,7 +56,7 @@ class RowsApart:
     """The values of large columns of one row group, a mapping by column for each row. A context manager."""
 
     def __init__(
-        self, file: Any, group: int, leaves: Mapping[str, int], limits: Mapping[str, int], path: AnyPath
+        self, file: Any, group: int, leaves: Mapping[str, int], limits: Mapping[str, int], path: Opens
     ) -> None:
         self._opened = ExitStack()
         self._values: dict[str, Iterator[Value]] = {}

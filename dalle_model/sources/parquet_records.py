@@ -6,20 +6,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from dalle_model.sources.parquet_large import RowsApart, large_of, leaves_of
-from dalle_model.sources.remote import AnyPath
+from dalle_model.sources.parquet_large import Opens, RowsApart, large_of, leaves_of
 
 _GROUPS = 16  # row groups that are looked at before they are read
+_BATCH_ROWS = 32  # pictures may be large, and a batch is in memory at once
 
 
 def records_of(
     file: Any,
     groups: Iterable[int],
-    path: AnyPath,
+    path: Opens,
     columns: list[str],
     limit_of: Callable[[str], int],
     *,
-    batch_rows: int,
+    batch_rows: int = _BATCH_ROWS,
     start: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """The rows of some row groups of an open ``pyarrow.parquet.ParquetFile``, from a row on, as values by column.
@@ -39,6 +39,31 @@ def records_of(
             with RowsApart(file, group, leaves, {leaf: limit_of(leaf) for leaf in large}, path) as apart:
                 batches = file.iter_batches(batch_rows, row_groups=[group], columns=small)
                 start = yield from _rows_of(batches, start, apart)
+
+
+def groups_from(file: Any, start: int) -> tuple[list[int], int]:
+    """Row groups that hold rows from ``start`` on, and the rows of those left out."""
+    skipped = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if skipped + rows > start:
+            return list(range(group, file.num_row_groups)), skipped
+        skipped += rows
+    return [], skipped
+
+
+def used_fields(schema: pa.Schema, caption: str, image: str) -> list[str]:
+    """The columns that a row is made of: other bytes and nested values are nothing that it carries along."""
+    return [
+        field.name
+        for field in schema
+        if field.name in (caption, image) or not (pa.types.is_nested(field.type) or is_bytes(field.type))
+    ]
+
+
+def limit_for(image: str, of_pictures: int, of_others: int) -> Callable[[str], int]:
+    """Bytes that a cell may have, by its column: a picture's (perhaps a struct's part), or any other's."""
+    return lambda leaf: of_pictures if leaf == image or leaf.startswith(image + ".") else of_others
 
 
 def is_bytes(kind: pa.DataType) -> bool:

@@ -136,7 +136,7 @@ def _open(kind: str, rest: str, config: IngestConfig, remote: Opener | None) -> 
         return Scenes(rest, config.image_px)
     from dalle_model.sources.huggingface import HuggingFace
 
-    return HuggingFace(rest, config.caption_column, config.image_column)
+    return HuggingFace(rest, config.caption_column, config.image_column, config.max_image_bytes)
 
 
 def _place(kind: str, words: str, remote: Opener | None) -> str | Remote:

@@ -17,7 +17,9 @@ from support.data_steps import Data, write_folder
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Refused
 from dalle_model.errors import SourceError, UsageError
+from dalle_model.sources import parquet_large
 from dalle_model.sources.captions import MAX_CAPTIONS
+from dalle_model.sources.huggingface_parquet import ParquetSplit
 from dalle_model.sources.registry import open_source
 
 PNG, OTHER = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30, seed=1), "PNG")
@@ -153,3 +155,47 @@ def test_rows_of_a_data_set_lead_nowhere_else(tmp_path: Path) -> None:
     pq.write_table(table, folder / "a.parquet")
     rows = list(open_source(IngestConfig(source=f"hf:{folder}")).rows(0))
     assert [r.image.reason.value if isinstance(r.image, Refused) else "" for r in rows] == ["outside_source"] * 6 + [""]
+
+
+def test_a_giant_cell_of_a_parquet_data_set_costs_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library would read the row group as a whole, and raise or run out of memory."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(parquet_large, "LARGE_CHUNK_BYTES", 1_000)
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "text": datasets.Value("string")}
+    pictures = [PNG, b"x" * 20_000_001, OTHER, PNG]
+    record = {"image": pictures, "mask": [PNG, PNG, b"no picture", PNG], "text": ["a", "b", "c", "d" * 1_000_001]}
+    data = datasets.Dataset.from_dict(record).cast(datasets.Features(features))
+    (tmp_path / "set").mkdir()
+    for part in (0, 1):
+        data.shard(2, part).to_parquet(str(tmp_path / "set" / f"train-{part}.parquet"), batch_size=2)
+    source = f"hf:{tmp_path}/set"
+    found = seen(source)
+    assert [(key, reason) for key, _, reason in found] == [
+        ("train#0", ""), ("train#1", "too_many_bytes"), ("train#2", ""), ("train#3", "caption_too_long")
+    ]  # fmt: skip
+    for start in (1, 2, 3, 4):
+        assert seen(source, start) == found[start:]
+    assert open_source(IngestConfig(source=source)).count() == 4
+
+
+def test_a_data_set_may_hold_pictures_that_are_not_asked_for(tmp_path: Path) -> None:
+    """The library decodes every picture of a record: a broken mask ended the run."""
+    datasets = pytest.importorskip("datasets")
+    record = {"image": [PNG, OTHER], "mask": [b"no picture", PNG], "text": ["a", "b"]}
+    features = {"image": datasets.Image(), "mask": datasets.Image(), "text": datasets.Value("string")}
+    datasets.Dataset.from_dict(record).cast(datasets.Features(features)).save_to_disk(str(tmp_path / "disk"))
+    assert seen(f"hf:{tmp_path}/disk") == [("train#0", "a", ""), ("train#1", "b", "")]
+
+
+def test_parquet_files_are_read_by_their_address(tmp_path: Path) -> None:
+    """As those of the Hub are (hf://...)."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    pytest.importorskip("datasets")
+    pq.write_table(
+        pa.table({"image": [PNG, OTHER, PNG], "text": ["a", "b", "c"]}), tmp_path / "a.parquet", row_group_size=1
+    )
+    memory.pipe_file("/set/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    split = ParquetSplit(["memory://set/a.parquet", str(tmp_path / "a.parquet")], "text", "image", 1_000_000)
+    assert [record["text"] for record in split.records(2)] == ["c", "a", "b", "c"]
+    assert (list(split.records(4, ["text"])), split.count()) == ([{"text": "b"}, {"text": "c"}], 6)
+    memory.rm("/set", recursive=True)
