@@ -8,7 +8,7 @@ from typing import Any
 from dalle_model.errors import UsageError
 from dalle_model.sources.failures import TRANSIENT
 from flows import commands, views
-from flows.lineage import check_places, data_sets, lineage_of
+from flows.lineage import lineage_of
 from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
 from tasks.attempts import last_attempt, may_pass
 from tasks.plain import bind, here
@@ -36,26 +36,22 @@ def retry(
 
 
 def update(
-    model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, debug: bool
+    source: str, model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, debug: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured.
-
-    New pairs are stored and curated as the model's own were, but for what ``sets`` say.
-    """
+    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured."""
     started = time.monotonic()
     views.prepare_folder(out)
     lineage = lineage_of(settings, input_ref(settings, model, "model"))
-    config = commands.preset_config(preset, [*data_sets(lineage), *sets])
-    check_places(lineage["curated"], config.curate)
     prepare_environment(debug=debug)  # before Prefect is imported
-    from flows.update import refresh
+    from flows.update import config_of, refresh
     from flows.update import update as flow
 
+    config_of(source, lineage, sets, preset)  # what is wrong with it is said before a run is recorded
     if api_is_configured():
         with prefect_api():
-            results = flow(config, model=model, store=settings.store)
+            results = flow(source, model=model, sets=tuple(sets), preset=preset, store=settings.store)
     else:
-        results = refresh(config, settings, bind(here), model)
+        results = refresh(source, settings, bind(here), model, sets, preset)
     result = commands.summary(results, settings, out, started)
     lines = {
         ("ingest",): ["the source holds no pair that the model's data lack"],

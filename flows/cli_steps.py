@@ -106,10 +106,9 @@ def update(
     """Take **new data** into a model: ingest what is new, curate, encode, and train on from its weights."""
     from flows import again
 
-    sets = [f"ingest.source={source}", *(sets or [])]
     emit(
         as_json,
-        *again.update(model, sets, preset, settings_of(store, device, deadline), out, debug=debug),
+        *again.update(source, model, sets or [], preset, settings_of(store, device, deadline), out, debug=debug),
     )
 
 

@@ -1,13 +1,14 @@
 """New data for a model that is there: what is new is taken in, and the model goes on from its weights."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
 from prefect import flow
 
 from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
-from flows.lineage import lineage_of
-from flows.presets import quickstart
+from flows.commands import preset_config
+from flows.lineage import check_places, data_sets, lineage_of
 from flows.settings import settings_for
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.plain import Steps
@@ -17,14 +18,15 @@ from tasks.step import StepResult, input_ref, open_store
 from tasks.store import Store
 
 
-def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[str, StepResult]:
+def refresh(source: str, s: Settings, do: Steps, model: str, sets: Sequence[str], preset: str) -> dict[str, StepResult]:
     """Ingest onto the pairs that ``model`` was trained on, then curate, encode as before, fit from its weights.
 
     Ends after ingest when the source holds nothing new, and after curate when that keeps the pairs that the model was
-    trained on and no others. Raises RefNotFound, or UsageError for a model without pairs.
+    trained on and no others. Raises what ``config_of`` does.
     """
     before = input_ref(s, model, "model")
     lineage = lineage_of(s, before)
+    config = config_of(source, lineage, sets, preset)
     pairs = do.ingest(config.ingest, s, pairs=_ref(s, lineage["pairs"]))
     grown = open_store(s).find(pairs.ref.step, pairs.ref.fingerprint)
     if grown is not None and not grown.stats["new"]["kept"]:
@@ -39,6 +41,17 @@ def refresh(config: PipelineConfig, s: Settings, do: Steps, model: str) -> dict[
     evaluation = do.evaluate(config.evaluate, s, model=fitted.ref)
     results = (pairs, curated, tokens, fitted, evaluation)
     return {result.ref.step: result for result in results}
+
+
+def config_of(source: str, lineage: Mapping[str, Manifest], sets: Sequence[str], preset: str) -> PipelineConfig:
+    """The settings of an update: new pairs are stored and curated as the model's own were, but for what ``sets`` say.
+
+    Raises UsageError for an unknown preset, key or value, and for a list or a model that judged the model's own pairs
+    and is not given.
+    """
+    config = preset_config(preset, [*data_sets(lineage), f"ingest.source={source}", *sets])
+    check_places(lineage["curated"], config.curate)
+    return config
 
 
 def _ref(s: Settings, manifest: Manifest) -> ArtifactRef:
@@ -58,17 +71,23 @@ def _kept(store: Store, curated: Manifest) -> list[tuple[str, str]]:
     return sorted(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
-@flow(name="update", flow_run_name="update with {config.ingest.source}")
+@flow(name="update", flow_run_name="update with {source}")
 def update(
-    config: PipelineConfig = quickstart(),  # noqa: B008 - frozen
+    source: str,
     model: str = "production",
+    sets: tuple[str, ...] = (),
+    preset: str = "quickstart",
     store: str = "",
 ) -> dict[str, StepResult]:
-    """Take new pairs into the data of a model and train it further on all of it.
+    """Take new pairs into the data of a model and train it further on all of it, as `dalle update` does.
+
+    New pairs are stored and curated as the model's own were. The tokenizer, the encoding and the shape of the model stay.
 
     Args:
-        config: The source of the new pairs, and the settings of the steps after it. The tokenizer, the encoding and the shape of the model stay.
+        source: Where the new pairs are, as in `dalle ingest`, e.g. imagefolder:/data/new.
         model: Reference of the model to go on from.
+        sets: Settings that are to be other than those, each as section.key=value, e.g. train.steps=500.
+        preset: Settings of the steps after curation, by name.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
-    return refresh(config, settings_for(store), STEPS, model)
+    return refresh(source, settings_for(store), STEPS, model, sets, preset)

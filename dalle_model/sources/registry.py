@@ -16,9 +16,11 @@ KINDS = ("openmoji", "openclipart", "scenes", "imagefolder", "hf", "parquet", "j
 _ALONE = ("openmoji",)  # take no words after a colon
 _OPTIONAL = ("scenes", "openclipart")  # may take some
 _WEIGHT = re.compile(r"^(?P<source>.*\S)\s+\*\s+(?P<weight>\S+)$", re.DOTALL)
+_PLUS = re.compile(r"\s\+\s")
+_QUOTED = re.compile(r'\s*(?P<kind>\w+):"(?P<rest>[^"]+)"(?:\s+\*\s+(?P<weight>\S+))?\s*(?:\s(?P<more>\+)\s|$)')
 IN_BUCKETS = ("imagefolder", "parquet", "jsonl", "csv", "webdataset", "urls")
 MAX_WEIGHT = 1000.0  # and its inverse is the least: weights are stored in 32 bits
-_PATHS = "A path with ' + ' or ' * ' in it is read under another name, e.g. of a link to it"
+_PATHS = "A path with ' + ' or ' * ' in it stands in double quotes: imagefolder:\"a + b\""
 Opener = Callable[[str], Remote]
 
 
@@ -71,23 +73,44 @@ class Weighted:
 
 
 def split_sources(text: str) -> list[SourceWords]:
-    """The terms of "SOURCE [* WEIGHT] + ...". UsageError names the kinds, or what is no weight."""
-    return [_split(term.strip()) for term in re.split(r"\s\+\s", text)]
+    """The terms of "SOURCE [* WEIGHT] + ...". What stands in double quotes behind a colon is a path, whatever it holds.
+
+    UsageError names the kinds, or what is no weight.
+    """
+    found: list[SourceWords] = []
+    at: int | None = 0
+    while at is not None:
+        if quoted := _QUOTED.match(text, at):
+            weight = _weight(quoted["weight"], quoted[0].strip()) if quoted["weight"] else 1.0
+            found.append(_words(quoted["kind"], ":", quoted["rest"], weight, quoted[0].strip()))
+            at = quoted.end() if quoted["more"] else None
+        else:
+            plus = _PLUS.search(text, at)
+            found.append(_split(text[at : plus.start() if plus else None].strip()))
+            at = plus.end() if plus else None
+    return found
 
 
 def _split(term: str) -> SourceWords:
-    weight = 1.0
+    weight, source = 1.0, term
     if found := _WEIGHT.match(term):
-        try:
-            weight = float(found["weight"])
-        except ValueError:
-            weight = math.nan
-        if not 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT:
-            raise UsageError(
-                f"source {term!r}: {found['weight']!r} is no weight from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; write e.g. openmoji * 2. {_PATHS}"
-            )
-        term = found["source"]
-    kind, colon, rest = term.partition(":")
+        weight, source = _weight(found["weight"], term), found["source"]
+    return _words(*source.partition(":"), weight, source)
+
+
+def _weight(words: str, term: str) -> float:
+    try:
+        weight = float(words)
+    except ValueError:
+        weight = math.nan
+    if not 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT:
+        raise UsageError(
+            f"source {term!r}: {words!r} is no weight from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; write e.g. openmoji * 2. {_PATHS}"
+        )
+    return weight
+
+
+def _words(kind: str, colon: str, rest: str, weight: float, term: str) -> SourceWords:
     alone, optional = kind in _ALONE, kind in _OPTIONAL
     if kind not in KINDS or (alone and colon) or (not alone and not optional and not rest):
         raise UsageError(

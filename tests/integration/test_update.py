@@ -10,7 +10,9 @@ from support.data_steps import write_folder
 from support.tiny import TinyRun, command_sets
 from support.web_sites import Page, site
 
+import flows.update
 from dalle_model.records import pair_id_of
+from tasks.plain import bind, here
 from tasks.store import Store
 
 pytestmark = pytest.mark.usefixtures("steps_here")
@@ -45,7 +47,7 @@ def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_pat
 
 
 def test_an_update_curates_as_the_model_was_and_ends_where_nothing_is_left_to_learn(
-    tiny_run: TinyRun, tmp_path: Path
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_run.copy(tmp_path / "artifacts", before="")
     pictures = {f"{n}.png": encoded(photo(40, 30, seed=n), "PNG") for n in range(2)}
@@ -62,8 +64,15 @@ def test_an_update_curates_as_the_model_was_and_ends_where_nothing_is_left_to_le
         made = store.find(step, said.payload["artifacts"][step]["fingerprint"])
         assert made is not None
         before, after = tiny_run.manifest(step).config["config"], made.config["config"]
-        here = {"source", "limit", "rows_per_shard"}
-        assert {k: v for k, v in before.items() if k not in here} == {k: v for k, v in after.items() if k not in here}
+        chosen = {"source", "limit", "rows_per_shard"}
+        assert {k: v for k, v in before.items() if k not in chosen} == {
+            k: v for k, v in after.items() if k not in chosen
+        }
+    monkeypatch.setattr(flows.update, "STEPS", bind(here))
+    from_the_form = flows.update.update.fn(f"imagefolder:{new}", model=common[1], store=str(folder))
+    assert {step: result.ref.fingerprint for step, result in from_the_form.items()} == {
+        step: made["fingerprint"] for step, made in said.payload["artifacts"].items()
+    }, "the flow does as the command"
     small = dalle("update", f"imagefolder:{new}", *common, "--set", "ingest.image_px=8")
     assert (small.code, "would be at 8;" in small.error) == (1, True), small.error
 

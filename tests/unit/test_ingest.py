@@ -22,6 +22,7 @@ from dalle_model.errors import DataError, SourceError, UsageError
 from dalle_model.records import LEDGER, PAIR, pair_id
 from dalle_model.sources import base, imagefolder
 from dalle_model.sources.imagefolder import ImageFolder
+from dalle_model.sources.registry import split_sources
 from dalle_model.sources.telling import Tell
 from tasks.artifacts import Part
 from tasks.ingest_shards import Progress
@@ -305,11 +306,36 @@ def test_several_sources_share_a_run_each_with_its_weight(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     "words",
-    ["openmoji + ", "scenes * 0", "scenes * -1", "scenes * 1e-50", "scenes * x", "scenes * inf", "openmoji:x", "urls"],
+    [
+        "openmoji + ",
+        "scenes * 0",
+        "scenes * -1",
+        "scenes * 1e-50",
+        "scenes * x",
+        "scenes * inf",
+        "openmoji:x",
+        "urls",
+        'csv:"x" * 0',
+        'csv:"x" + ',
+        'nosuch:"x"',
+    ],
 )
 def test_words_that_name_no_source_are_refused(tmp_path: Path, words: str) -> None:
     with pytest.raises(UsageError, match="source"):
         Data(tmp_path).ingest(IngestConfig(source=words))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ('imagefolder:"a + b * 2"', [("imagefolder", "a + b * 2", 1.0)]),
+        ('csv:"x + y.csv" * 3 + openmoji', [("csv", "x + y.csv", 3.0), ("openmoji", "", 1.0)]),
+        ('openmoji * 2 + csv:"x + y"  * 0.5 + urls:"z"', [("openmoji", "", 2.0), ("csv", "x + y", 0.5), ("urls", "z", 1.0)]),
+        ('csv:a "b" c + csv:d"', [("csv", 'a "b" c', 1.0), ("csv", 'd"', 1.0)]),
+    ],
+)  # fmt: skip
+def test_a_path_in_quotes_is_itself(words: str, meant: list[tuple[str, str, float]]) -> None:
+    assert [(part.kind, part.rest, part.weight) for part in split_sources(words)] == meant
 
 
 def test_openclipart_takes_its_words_from_the_drawing(tmp_path: Path) -> None:
