@@ -1,10 +1,11 @@
 """Removing what nobody names: the only code that deletes objects by its own judgement."""
 
 import logging
+import secrets
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from dalle_model.errors import CorruptObject
+from dalle_model.errors import CorruptObject, StoreError
 from tasks.backends import Stat
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def sweep(store: "Store", older_than_s: float, dry_run: bool) -> SweepReport:
     are listed before the manifests are read, and looked at again before they go: ``put`` makes an old one young.
     Raises CorruptObject when a manifest is damaged, as what it names is then unknown.
     """
-    start = time.time()
+    start = _clock(store)
 
     def old(stat: Stat) -> bool:
         return start - stat.modified > older_than_s
@@ -55,6 +56,18 @@ def sweep(store: "Store", older_than_s: float, dry_run: bool) -> SweepReport:
     torn = store.backend.leftovers(older_than_s, start, dry_run)
     swept = sum(key.startswith("data/") for key, _ in gone)
     return SweepReport((*(key for key, _ in gone), *torn), sum(size for _, size in gone), len(objects) - swept, dry_run)
+
+
+def _clock(store: "Store") -> float:
+    """The time as the store tells it, Unix seconds: its files are dated by its clock, and another machine's may differ."""
+    key = f"probe/{secrets.token_hex(8)}"
+    try:
+        store.backend.write(key, b"")
+        stat = store.backend.stat(key)
+        store.backend.delete(key)
+    except StoreError:  # full, or not ours to write: a dry run is asked here, too
+        stat = None
+    return stat.modified if stat else time.time()
 
 
 def _named_by_manifests(store: "Store") -> tuple[set[str], set[str]]:

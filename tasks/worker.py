@@ -56,22 +56,25 @@ class _WarningsToParent(logging.Handler):
 def _watch_parent(parent_pid: int, events: Events) -> None:
     """Heartbeats while the parent lives; the end of this process when it does not."""
     try:
-        born = psutil.Process(parent_pid).create_time()
+        parent = psutil.Process(parent_pid)
     except psutil.NoSuchProcess:
         os._exit(STOPPED)
     global _peak_rss
     while True:
         time.sleep(0.5)
-        try:
-            parent = psutil.Process(parent_pid)
-            alive = parent.create_time() == born and parent.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            alive = False
-        if not alive:
+        if not _lives(parent):
             os.killpg(os.getpgid(0), signal.SIGKILL)
         rss = _tree_rss()
         _peak_rss = max(_peak_rss, rss)
         events.send("alive", rss_bytes=rss)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it is still this process, whatever the wall clock does: ``create_time`` moves when the clock is set."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _tree_rss() -> int:
@@ -111,7 +114,7 @@ def _run(spec: JobSpec, events: Events) -> None:
     place = Place.of_torchrun(os.environ)
     store = Store.open(settings.store, options=StoreOptions(endpoint_url=settings.endpoint_url))
     spool, lock = make_spool(settings.spool, spec.fingerprint)
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     try:
         job = Job(spec, stage.config.model_validate(spec.config), settings, store, spool, events, place=place)
         signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
@@ -121,7 +124,7 @@ def _run(spec: JobSpec, events: Events) -> None:
         elif place.rank == 0:
             facts = {
                 "started_at": started,
-                "seconds": time.time() - started,
+                "seconds": time.monotonic() - clock,  # the wall clock may be set meanwhile
                 "host": platform.node(),
                 "python": platform.python_version(),
                 "writer": f"{platform.node()}:{os.getpid()}",
@@ -157,7 +160,8 @@ def main() -> int:
         if isinstance(error, OSError) and is_full(error):
             error = spool_error(Path(error.filename or spec.settings["spool"]), error)
         trace = "" if isinstance(error, DalleError) else traceback.format_exc()
-        events.send("error", kind=type(error).__name__, text=str(error) or repr(error), trace=trace)
+        again = error.again if isinstance(error, DalleError) else ""
+        events.send("error", kind=type(error).__name__, text=str(error) or repr(error), again=again, trace=trace)
         return FAILED
 
 
