@@ -107,20 +107,19 @@ def model_sets(settings: Settings, ref: str) -> list[str]:
 
 
 def artifact_of(settings: Settings, ref: str, kind: str) -> ArtifactRef:
-    """The artifact of a kind that a person's reference means; ``latest`` is the one that was committed last.
+    """The artifact of a kind that a person's reference means; ``latest`` is the one that was begun last.
 
-    Raises RefNotFound, or UsageError when it is an artifact of another kind.
+    Raises RefNotFound, CorruptObject when ``latest`` may be a damaged one, or UsageError when it is an artifact of another kind.
     """
-    from flows.inspection import all_manifests
+    from flows.inspection import newest
 
     if ref != "latest":
         return input_ref(settings, ref, kind)
     store = open_store(settings)
-    manifests = [m for m in all_manifests(store) if m.kind == kind]
-    if not manifests:
+    found = newest(store, kind)
+    if found is None:
         raise RefNotFound(f"{store.uri} holds no {kind}; make one first, e.g. with `dalle run quickstart`")
-    newest = max(manifests, key=lambda m: float(m.facts.get("started_at", 0)))
-    return newest.ref(store.manifest_uri(newest.step, newest.fingerprint))
+    return found.ref(store.manifest_uri(found.step, found.fingerprint))
 
 
 def _entry(result: StepResult) -> dict[str, Any]:

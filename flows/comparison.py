@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.errors import DalleError, PromotionRefused, RefNotFound, UsageError
+from dalle_model.errors import CorruptObject, DalleError, PromotionRefused, RefNotFound, UsageError
 from flows import views
 from flows.inspection import Shown, all_manifests
 from tasks.artifacts import Manifest
@@ -91,14 +91,28 @@ def _table(told: Comparison) -> list[str]:
 
 
 def promote(settings: Settings, ref: str, name: str, *, force: bool) -> Shown:
-    """``dalle promote``: a model takes over ``production`` only when it beats the one that has it."""
+    """``dalle promote``: a model takes over ``production`` only when it beats the one that has it.
+
+    Raises CorruptObject for a damaged model, or a damaged name without ``force``: what to beat is then unknown.
+    """
     store = open_store(settings)
     manifest = store.resolve(ref)
     if name == GATED and manifest.kind != "model":
         raise UsageError(
             f"{ref!r} is of kind {manifest.kind}; {GATED} is what schedules draw with: give a model, or another name with --as"
         )
-    held = store.read_ref(name)
+    if name == GATED and (problems := store.verify(manifest)):
+        key, problem = problems[0]
+        raise CorruptObject(
+            f"model {manifest.fingerprint[:12]} cannot draw: {store.url(key)} {problem}; "
+            "run the step that made it again and it is made anew, or restore it from a backup"
+        )
+    try:
+        held = store.read_ref(name)
+    except CorruptObject:
+        if not force:
+            raise
+        held = None  # what it pointed at is lost: this sets it again
     note = ""
     payload: dict[str, Any] = {"name": name, "fingerprint": manifest.fingerprint}
     lines = [f"{name} is now {manifest.step} {manifest.fingerprint[:12]}"]

@@ -20,6 +20,7 @@ def run(settings: Settings, what: str, note: str, dry_run: bool) -> tuple[dict[s
         "dry_run": dry_run,
         "pairs": found.pairs,
         "others": found.others,
+        "unreadable": found.unreadable,
         "ids": found.ids[:_IDS_SHOWN],
         "artifacts": [touched.entry() for touched in found.touched],
     }
@@ -37,6 +38,10 @@ def _lines(found: Forgotten, dry_run: bool) -> list[str]:
         )
     if not found.touched:
         lines.append("nothing in this store was made with them")
+    for fingerprint, why in found.unreadable.items():
+        lines.append(
+            f"whether {fingerprint[:12]} was made with them is not known: {why}; then repeat this command, which marks it, too"
+        )
     named = [(name, t) for t in found.touched for name in t.names]
     for name, touched in named:
         lines.append(

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import logging
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,32 +12,42 @@ from typing import Any
 from pydantic import BaseModel
 
 from dalle_model.config import PipelineConfig
-from dalle_model.errors import DalleError, UsageError
+from dalle_model.errors import CorruptObject, DalleError, UsageError
 from flows.overrides import allowed_range
 from flows.presets import PRESETS
 from tasks.artifacts import Manifest
 from tasks.erase_pairs import erase_pairs
 from tasks.forget import erase, tainted
+from tasks.inventory import inventory
 from tasks.settings import Settings
-from tasks.stages import STAGES, stage_named
+from tasks.stages import ALL_STAGES, STAGES, stage_named
 from tasks.step import Plan, difference, open_store
 from tasks.store import Store
 
+log = logging.getLogger(__name__)
 Shown = tuple[dict[str, Any], list[str]]
 
 
 def all_manifests(store: Store) -> list[Manifest]:
-    """Every readable manifest of a store, oldest first. Damaged ones are left to ``dalle verify``."""
-    found = []
-    for key in store.keys("manifests/"):
-        step, _, name = key.removeprefix("manifests/").partition("/")
-        try:
-            manifest = store.find(step, name.removesuffix(".json"))
-        except DalleError:
-            continue
-        if manifest is not None:
-            found.append(manifest)
-    return sorted(found, key=lambda m: float(m.facts.get("started_at", 0)))
+    """Every readable manifest of a store, oldest first. Of the others a warning is logged."""
+    manifests, unreadable = inventory(store)
+    for why in unreadable.values():
+        log.warning("left out: %s", why)
+    return sorted(manifests, key=_started_at)
+
+
+def newest(store: Store, kind: str) -> Manifest | None:
+    """The artifact of a kind that was begun last. CorruptObject when one of its stage cannot be read: it may be that."""
+    manifests, unreadable = inventory(store)
+    steps = {stage.name for stage in ALL_STAGES.values() if stage.kind == kind}
+    for known, why in unreadable.items():
+        if known.step in steps:
+            raise CorruptObject(f"which {kind} is the latest is not known, name one by its fingerprint: {why}")
+    return max((m for m in manifests if m.kind == kind), key=_started_at, default=None)
+
+
+def _started_at(manifest: Manifest) -> float:
+    return float(manifest.facts.get("started_at", 0))
 
 
 def list_artifacts(settings: Settings, kind: str) -> Shown:
@@ -45,7 +56,8 @@ def list_artifacts(settings: Settings, kind: str) -> Shown:
     names: dict[str, list[str]] = {}
     for name, target in store.refs().items():
         names.setdefault(target, []).append(name)
-    manifests = all_manifests(store)
+    manifests, unreadable = inventory(store)
+    manifests.sort(key=_started_at)
     withdrawn = tainted(store, manifests)
     rows = [m for m in manifests if kind in ("", m.kind, m.step)]
     lines = [f"{'stage':14} {'kind':12} {'fingerprint':13} {'rows':>9} {'MB':>9} {'made':17} names"]
@@ -60,11 +72,12 @@ def list_artifacts(settings: Settings, kind: str) -> Shown:
         lines = [
             f"{store.uri} holds no artifact{' of kind ' + kind if kind else ''}; make some with `dalle run quickstart`"
         ]
+    lines += [f"not listed: {why}" for why in unreadable.values()]
     entries = [
         _entry(store, m) | {"names": names.get(m.fingerprint, []), "withdrawn": withdrawn.get(m.fingerprint, "")}
         for m in rows
     ]
-    return {"artifacts": entries}, lines
+    return {"artifacts": entries, "unreadable": {k.fingerprint: why for k, why in unreadable.items()}}, lines
 
 
 def _entry(store: Store, m: Manifest) -> dict[str, Any]:
@@ -138,11 +151,7 @@ def explain(settings: Settings, what: str, config: PipelineConfig) -> Shown:
         return _explain_stage(settings, stage_named(what).name, config)
     store = open_store(settings)
     m = store.resolve(what)
-    before = [
-        other
-        for other in all_manifests(store)
-        if other.step == m.step and float(other.facts.get("started_at", 0)) < float(m.facts.get("started_at", 0))
-    ]
+    before = [other for other in all_manifests(store) if other.step == m.step and _started_at(other) < _started_at(m)]
     lines = [f"{m.step} {m.fingerprint[:12]} was {m.facts.get('decision', 'made')}"]
     lines += [f"  it read {i.name} = {i.step} {i.fingerprint[:12]}" for i in m.inputs]
     changes = difference(before[-1], m) if before else []

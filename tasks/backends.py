@@ -143,6 +143,13 @@ def local_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is no empty one: what nobody sees would be swept, or withdrawn pairs be used."""
+    if not isinstance(error, FileNotFoundError):
+        with local_errors(Path(error.filename)):
+            raise error
+
+
 class LocalBackend:
     """A folder. Content is written to a temporary file beside its name, made durable, and linked into place.
 
@@ -228,7 +235,7 @@ class LocalBackend:
 
     def walk(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         start = self.root / prefix.rstrip("/") if prefix else self.root
-        for folder, folders, names in os.walk(start):
+        for folder, folders, names in os.walk(start, onerror=_unless_gone):
             folders.sort()
             for name in sorted(names):
                 if not name.startswith("."):
@@ -238,10 +245,10 @@ class LocalBackend:
 
     def leftovers(self, older_than_s: float, now: float, dry_run: bool) -> list[str]:
         found = []
-        for folder, _, names in os.walk(self.root):
+        for folder, _, names in os.walk(self.root, onerror=_unless_gone):
             for name in sorted(n for n in names if n.startswith(TEMPORARY)):
                 path = Path(folder) / name
-                with contextlib.suppress(FileNotFoundError):
+                with local_errors(path), contextlib.suppress(FileNotFoundError):
                     if now - path.stat().st_mtime > older_than_s:
                         found.append(path.relative_to(self.root).as_posix())
                         if not dry_run:

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dalle_model.errors import DalleError, UsageError
+from dalle_model.errors import UsageError
 from tasks.artifacts import Manifest, ObjectRef
 from tasks.faults import fault_point
-from tasks.removals import Mark, Removals, Rule, marked, removals_of, write_mark, write_rule
+from tasks.inventory import all_or_error, inventory
+from tasks.removals import Mark, Removals, Rule, marked, rules_in, write_mark, write_rule
 from tasks.settings import Settings
 from tasks.spool import spool_folder
 from tasks.store import Store
@@ -59,6 +60,7 @@ class Forgotten:
     touched: list[Touched]
     pairs: int  # of these ids that this store holds or held
     others: dict[str, int]  # by key, pairs with other captions of the pictures whose ids were withdrawn
+    unreadable: dict[str, str]  # by fingerprint, why nobody knows whether an artifact was made with these pairs
 
 
 class Lineage:
@@ -67,11 +69,8 @@ class Lineage:
     def __init__(self, store: Store, spool: Path) -> None:
         self.store = store
         self._spool = spool
-        self.manifests = {
-            known.fingerprint: manifest
-            for known in store.artifacts()
-            if (manifest := _readable(store, known.step, known.fingerprint)) is not None
-        }
+        manifests, self.unreadable = inventory(store)
+        self.manifests = {manifest.fingerprint: manifest for manifest in manifests}
 
     def of_kind(self, kind: str) -> list[Manifest]:
         """All artifacts of a kind."""
@@ -140,13 +139,6 @@ class Lineage:
         return table.filter(pa.compute.invert(erased))
 
 
-def _readable(store: Store, step: str, fingerprint: str) -> Manifest | None:
-    try:
-        return store.find(step, fingerprint)
-    except DalleError:  # `dalle verify` says what is wrong with it
-        return None
-
-
 def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_run: bool = False) -> Forgotten:
     """Withdraw a pair id, a key or a source. Repeating it does what a killed command left undone, and nothing twice.
 
@@ -156,8 +148,8 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
     """
     with spool_folder(settings.spool, "f" * 64) as spool:
         lineage = Lineage(store, spool)
-        rule = _rule(what, lineage, note, removals_of(store))
-        ids, pairs, others = _ids(lineage, rule, removals_of(store, rule))
+        rule = _rule(what, lineage, note, rules_in(store))  # not removals_of: what is lost is put in force again here
+        ids, pairs, others = _ids(lineage, rule, rules_in(store, rule))
         new = write_rule(store, rule, ids) if not dry_run else False
         fault_point("forget.after_rule")
         touched = lineage.touched_by(ids)
@@ -169,7 +161,8 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
                     store, Mark(step=m.step, fingerprint=m.fingerprint, rule=rule.number, pairs=one.pairs, objects=keys)
                 )
                 fault_point("forget.after_mark")
-    return Forgotten(rule, new, sorted(ids), touched, pairs, others)
+    unreadable = {known.fingerprint: why for known, why in lineage.unreadable.items()}
+    return Forgotten(rule, new, sorted(ids), touched, pairs, others, unreadable)
 
 
 def _rule(what: str, lineage: Lineage, note: str, earlier: Removals) -> Rule:
@@ -273,9 +266,10 @@ class Erased:
 def erase(store: Store, *, dry_run: bool = False) -> Erased:
     """Remove the manifests of all that was made with withdrawn pairs; a sweep then takes their objects.
 
-    What a name points at stays, with all it was made from; so do pairs from which a sound artifact was made.
+    What a name points at stays, with all it was made from; so do pairs from which a sound artifact was made. Raises
+    CorruptObject, before anything is removed, when a manifest or a name is damaged: what it needs is then unknown.
     """
-    manifests = [m for k in store.artifacts() if (m := _readable(store, k.step, k.fingerprint)) is not None]
+    manifests = all_or_error(store, "nothing is removed")
     why = tainted(store, manifests)
     by_print = {m.fingerprint: m for m in manifests}
     stays: dict[str, str] = {}

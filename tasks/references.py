@@ -89,10 +89,12 @@ def parse_ref(name: str, data: bytes, where: str) -> RefValue:
     try:
         value = RefValue(**unseal(data, where))
     except (CorruptObject, ValidationError, TypeError):
-        raise CorruptObject(f"{where} is damaged; set the name again with `dalle promote REF --as {name}`") from None
+        raise CorruptObject(
+            f"{where} is damaged; set the name again with `dalle promote REF --as {name} --force`"
+        ) from None
     if value.name != name:
         raise CorruptObject(
-            f"{where} holds the record of {value.name!r}; set the name again with `dalle promote REF --as {name}`"
+            f"{where} holds the record of {value.name!r}; set the name again with `dalle promote REF --as {name} --force`"
         )
     return value
 
@@ -156,6 +158,9 @@ def _change(store: "Store", name: str, move: Any) -> RefValue:
             try:
                 old = parse_ref(name, found.data, store.url(key))
             except CorruptObject as error:
+                with contextlib.suppress(CorruptObject):
+                    store.read_ref(name)  # looks again and again
+                    continue  # it was damaged on its way here
                 log.warning("%s; its history is lost", error)
         new: RefValue = move(old)
         if new is old or store.backend.replace(key, seal(new.model_dump(mode="json")), found.tag if found else None):

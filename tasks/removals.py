@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from dalle_model.config import Section, canonical_json
-from dalle_model.errors import CommitConflict, DataError
+from dalle_model.errors import CommitConflict, CorruptObject, DataError
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.sealed import seal, unseal
 from tasks.settings import Settings
@@ -88,20 +88,43 @@ class Removals:
         return hit
 
 
-def removals_of(store: Store, only: Rule | None = None) -> Removals:
-    """Every rule in force, or one alone. CorruptObject when a rule is damaged: nobody may be forgotten by accident."""
+def removals_of(store: Store) -> Removals:
+    """Every rule in force. CorruptObject when a rule is damaged or gone: no withdrawal may end by accident."""
+    marks = marked(store)  # asked first: a rule is written before its marks
+    removals = rules_in(store)
+    lost = {number for numbers in marks.values() for number in numbers} - {rule.number for rule in removals.rules}
+    if lost:
+        name = f"{min(lost)}.json"
+        raise CorruptObject(
+            f"{store.url(RULES + name)} is gone, and artifacts are marked as made with pairs that it withdrew; restore it from "
+            f"a backup, or repeat its `dalle forget` (to take a withdrawal back, delete {MARKS}*/*.{name}, too)"
+        )
+    return removals
+
+
+def rules_in(store: Store, only: Rule | None = None) -> Removals:
+    """The rules that are there, or one alone. CorruptObject when one is damaged."""
     rules, ids = [], set()
     for key in store.keys(RULES):
         number, _, rest = key.removeprefix(RULES).partition(".")
-        data = store.load(key)
-        if data is None or (only and number != only.number):
+        body = None if only and number != only.number else _rule_at(store, key)
+        if body is None:
             continue
-        body = unseal(data, store.url(key))
         if rest == "json":
             rules.append(Rule(**body))
         else:
             ids.update(body["ids"])
     return Removals(rules, ids)
+
+
+def _rule_at(store: Store, key: str) -> dict[str, Any] | None:
+    try:
+        return store.parsed(key, lambda data: unseal(data, store.url(key)))
+    except CorruptObject as error:
+        raise CorruptObject(
+            f"{store.url(key)} is damaged, so that nobody knows which pairs it withdraws; "
+            "restore it from a backup, or delete this file and repeat the `dalle forget` that wrote it"
+        ) from error
 
 
 def write_rule(store: Store, rule: Rule, ids: Iterable[str]) -> bool:

@@ -27,6 +27,10 @@ MAX_PARTS = 9_000  # S3 allows 10,000
 THROTTLED_INTERVAL_S = 0.5  # at most two requests a second and process while the server refuses
 CONTACT_S = 20.0  # an endpoint that never answered is a wrong endpoint, not an outage
 
+# What an answer of success always holds. One without it was lost or cut on the way, however well it parses: an empty
+# listing would say that nothing is withdrawn, and that no manifest names any object.
+_ALWAYS = {"list_objects_v2": "IsTruncated", "create_multipart_upload": "UploadId"}
+
 _REFUSED = {
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret key does not fit the access key",
@@ -382,6 +386,8 @@ class S3Backend:
             self._pacer.wait()
             try:
                 answer = self._client.call(method, Bucket=self._bucket, **arguments)
+                if method in _ALWAYS and _ALWAYS[method] not in answer:
+                    raise EOFError(f"an answer without {_ALWAYS[method]}")
             except Exception as error:
                 if (fault := classify(error)) is None:
                     raise
@@ -407,8 +413,8 @@ class S3Backend:
             if waited_s < patience_s:
                 return
             raise StoreUnreachable(
-                f"{self._where} did not serve for {waited_s:.0f} s ({fault.words}). "
-                "What is finished is kept: run the same command again when it does"
+                f"{self._where} did not serve for {waited_s:.0f} s ({fault.words})",
+                again=". What is finished is kept: run the same command again when it does",
             )
         if fault.kind == "full":
             raise StoreFull(

@@ -278,7 +278,7 @@ class Store:
             return manifest
 
         try:
-            return self._parsed(key, parse)
+            return self.parsed(key, parse)
         except CorruptObject as error:
             raise CorruptObject(
                 f"{self.url(key)} is damaged; delete this file and run the step again (its finished pieces are reused), "
@@ -334,7 +334,10 @@ class Store:
         found = self.backend.create(key, data)
         if found is None or found == data:
             return
-        if self._part(fingerprint, n, frozenset(self.keys("quarantine/"))) is not None:
+        there = self._part(fingerprint, n, frozenset(self.keys("quarantine/")))
+        if there == part:  # the first look was damaged on its way here
+            return
+        if there is not None:
             raise CommitConflict(
                 f"{self.url(key)} exists with other content: "
                 "the step is not deterministic, or two versions of it run at once"
@@ -344,7 +347,7 @@ class Store:
     def named_by_receipt(self, key: str) -> set[str]:
         """Keys of the objects that a receipt names; none when it is damaged, for then the piece is made again."""
         try:
-            body = self._parsed(key, lambda data: unseal(data, self.url(key)))
+            body = self.parsed(key, lambda data: unseal(data, self.url(key)))
             return {o.key for o in Part.model_validate((body or {}).get("part", {})).objects}
         except (CorruptObject, ValidationError):
             return set()
@@ -368,7 +371,7 @@ class Store:
     def read_ref(self, name: str) -> RefValue | None:
         """A name's record, None when there is none. CorruptObject when damaged, UsageError when it cannot be a name."""
         key = ref_key(name)
-        return self._parsed(key, lambda data: parse_ref(name, data, self.url(key)))
+        return self.parsed(key, lambda data: parse_ref(name, data, self.url(key)))
 
     def set_ref(self, name: str, manifest: Manifest, *, note: str = "", expect: str | None = None) -> RefValue:
         """Point a name at an artifact; what it pointed at is kept. Concurrent changes follow each other, none is lost.
@@ -410,7 +413,7 @@ class Store:
 
     # internals
 
-    def _parsed(self, key: str, parse: Callable[[bytes], R]) -> R | None:
+    def parsed(self, key: str, parse: Callable[[bytes], R]) -> R | None:
         """A small record, None when absent. CorruptObject when it is damaged, at every look."""
         pauses_s = list(self.backend.second_looks_s)
         while True:
@@ -434,7 +437,7 @@ class Store:
             return Part.model_validate(body.get("part"))
 
         try:
-            part = self._parsed(key, parse)
+            part = self.parsed(key, parse)
         except (CorruptObject, ValidationError):
             log.warning("%s is damaged; piece %d is made again", self.url(key), n)
             return None

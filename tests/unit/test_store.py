@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr, ValidationError
+from support.object_stores import artifact
 
 from dalle_model.errors import CommitConflict, CorruptObject, StoreError, StoreFull, StoreUnreachable, UsageError
 from tasks.artifacts import Part
 from tasks.backends import check_key
+from tasks.removals import Rule, removals_of, write_rule
 from tasks.s3_backend import Pacer, S3Backend
 from tasks.sealed import seal, unseal
 from tasks.spool import is_full, spool_error
@@ -31,6 +33,7 @@ class FakeS3:
         self.failures = failures
         self.calls: list[str] = []
         self.lost = 0  # bytes that an upload drops
+        self.cut = 0  # answers still to be cut in the middle, or emptied if they are listings
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         self.calls.append(method)
@@ -49,9 +52,17 @@ class FakeS3:
             if key not in self.objects:
                 raise refusal(404, "NoSuchKey")
             data = self.objects[key]
+            if self.cut and method == "get_object":
+                self.cut -= 1
+                data = data[: len(data) // 2]
             return {"Body": data, "ETag": self.tag(key), "ContentLength": len(data), "LastModified": datetime.now(UTC)}
         if method == "list_objects_v2":
-            return {"Contents": []}
+            if self.cut:
+                self.cut -= 1
+                return {}
+            found = [key for key in sorted(self.objects) if key.startswith(arguments["Prefix"])]
+            contents = [{"Key": k, "Size": len(self.objects[k]), "LastModified": datetime.now(UTC)} for k in found]
+            return {"Contents": contents, "IsTruncated": False}
         self.objects.pop(key, None)
         return {}
 
@@ -264,3 +275,31 @@ def test_pacer_spaces_requests_only_while_refused(monkeypatch: pytest.MonkeyPatc
     pacer.report(refused=False)
     pacer.wait()
     assert len(slept) == 4
+
+
+def test_an_answer_that_was_cut_on_its_way_changes_nothing() -> None:
+    """A cut receipt was a conflict, a cut name lost its history, and an empty listing was a store without withdrawals."""
+    client = FakeS3()
+    store = fake_store(client)
+    store.backend.second_looks_s = (0.0, 0.0)
+    manifest = artifact(store)
+    part = Part(objects=manifest.objects[:1])
+    store.commit(manifest)
+    store.commit_part(manifest.fingerprint, 0, part)
+    store.set_ref("production", manifest)
+    rule = Rule(kind="source", value="x")
+    write_rule(store, rule, [])
+    for use in (
+        lambda: store.commit_part(manifest.fingerprint, 0, part),
+        lambda: store.set_ref("production", manifest, note="again"),
+        lambda: store.artifacts() == [("ingest", manifest.fingerprint)],
+        lambda: [found.value for found in removals_of(store).rules] == ["x"],
+    ):
+        client.cut = 1
+        assert use() is not False
+        assert client.cut == 0
+    client.cut, rules = 0, store.keys("removals/")
+    assert len(store.read_ref("production").history) == 2  # type: ignore[union-attr]
+    client.call("put_object", Key=f"prefix/{rules[0]}", Body=b"damaged")
+    with pytest.raises(CorruptObject, match="restore it from a backup"):
+        removals_of(store)
