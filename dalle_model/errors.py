@@ -23,7 +23,14 @@ DalleError                    one line for a person: the value, the limit, the r
 
 
 class DalleError(Exception):
-    """Base of all expected errors. ``str(error)`` is one line that names the value, the limit and the remedy."""
+    """Base of all expected errors. ``str(error)`` is one line that names the value, the limit and the remedy.
+
+    again: the end of that line where the remedy is to repeat the command; who repeats it by himself leaves it out.
+    """
+
+    def __init__(self, text: str = "", again: str = "") -> None:
+        super().__init__(text + again)
+        self.again = again
 
 
 class UsageError(DalleError):

@@ -101,9 +101,14 @@ def _refuse_few_pairs(parts: list[Part], stats: dict[str, Any], config: IngestCo
         return
     reason, count = next((r, n) for r, n in stats["reasons"].items() if r != Reason.KNOWN.value)
     example = next((e for p in parts for e in p.stats["examples"] if e[0] == reason), [reason, "an earlier row", ""])
+    others = (
+        f", or raise ingest.max_rejected_share (now {config.max_rejected_share:g}) to keep the other {stats['kept']}"
+        if stats["kept"]
+        else ""
+    )
     raise DataError(
         f"{rejected} of {rows_in} rows of {config.source} were rejected, most ({count}) as {reason}, e.g. {example[1]}: {example[2]}; "
-        f"repair the source, or raise ingest.max_rejected_share (now {config.max_rejected_share:g}) to keep the other {stats['kept']}"
+        f"repair the source{others}"
     )
 
 

@@ -24,6 +24,8 @@ from tasks.spool import spool_error, spool_folder
 
 Listener = Callable[[dict[str, Any]], None]
 
+_AGAIN = "; run it again to go on from its last finished piece"
+
 # glibc returns every large tensor's pages to the system at once and faults them in again; keeping them makes a
 # training step 1.1 to 1.5 times as fast on the CPU. Read by the C library when the child starts.
 _KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "67108864"}
@@ -106,7 +108,8 @@ def _error_of(event: dict[str, Any], stderr: str) -> DalleError:
     """The child's error as the same type here; unexpected ones become StepFailed with the trace attached."""
     kind = getattr(errors, str(event["kind"]), None)
     if isinstance(kind, type) and issubclass(kind, DalleError):
-        return kind(event["text"])
+        again = str(event.get("again", ""))
+        return kind(str(event["text"]).removesuffix(again), again)
     error = StepFailed(f"{event['kind']}: {event['text']} (unexpected; --debug shows the trace)")
     error.add_note((event.get("trace") or "") + stderr)
     return error
@@ -173,18 +176,14 @@ def _listen(
                 f"step {spec.stage} passed its deadline of {settings.deadline_s:.0f} s; finished pieces are kept, run it again with a longer --deadline to go on"
             )
         if now - heard > settings.silence_s:
-            raise StepFailed(
-                f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s; run it again to go on from its last finished piece"
-            )
+            raise StepFailed(f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s", _AGAIN)
     code = process.wait()
     stderr.join(5)
     if failure is not None:
         raise _error_of(failure, "".join(tail))
     if code != 0 or (alone and not finished):
         how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
-        error = StepFailed(
-            f"step {spec.stage} {how} before its result was committed; run it again to go on from its last finished piece"
-        )
+        error = StepFailed(f"step {spec.stage} {how} before its result was committed", _AGAIN)
         error.add_note("".join(tail))
         raise error
 

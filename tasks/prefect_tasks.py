@@ -47,7 +47,8 @@ def _passing(error: Exception) -> bool:
 def say_again(error: Exception, tries: int, listen: Listener) -> None:
     """Say why a step fails and when it is tried again, if it is. ``tries`` of it have ended, this one included."""
     if _passing(error) and tries <= len(_DELAYS_S):
-        listen({"event": "log", "text": f"{error}; trying again in {_DELAYS_S[tries - 1]:g} s"})
+        text = str(error).removesuffix(error.again if isinstance(error, DalleError) else "")
+        listen({"event": "log", "text": f"{text}; trying again in {_DELAYS_S[tries - 1]:g} s"})
 
 
 def _display(stage: str) -> AbstractContextManager[Listener]:

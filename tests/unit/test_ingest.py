@@ -228,7 +228,7 @@ def test_a_source_is_read_a_second_time_only_where_it_may_have_changed(
 
 
 def test_a_source_of_rubbish_fails_and_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"10 of 10 rows .* as unknown_format, e\.g\. 000\.png"):
+    with pytest.raises(DataError, match=r"10 of 10 rows .* as unknown_format, e\.g\. 000\.png: .*repair the source$"):
         Data(tmp_path / "a").ingest(config_of(folder_of(tmp_path / "bad", 10, bad=tuple(range(10)))))
     mostly = folder_of(tmp_path / "mostly", 20, bad=tuple(range(19)))
     with pytest.raises(DataError, match=r"raise ingest\.max_rejected_share \(now 0\.9\)"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dalle_model.errors import DataError, StepFailed, StepTimeout
+from dalle_model.errors import DataError, StepFailed, StepTimeout, StoreUnreachable
 from tasks.prefect_tasks import fit, say_again
 
 
@@ -12,6 +12,7 @@ from tasks.prefect_tasks import fit, say_again
     ("error", "tries", "said"),
     [
         (StepFailed("killed"), 1, ["killed; trying again in 5 s"]),
+        (StoreUnreachable("silent", again="; run it again"), 1, ["silent; trying again in 5 s"]),
         (OSError("unforeseen"), 2, ["unforeseen; trying again in 30 s"]),
         (StepFailed("killed"), 3, []),
         (StepTimeout("late"), 1, []),
