@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from dalle_model.errors import DataError
 from dalle_model.images import stack_squares
 from tasks.artifacts import Manifest
+from tasks.backends import CHUNK_BYTES
 from tasks.job import Job, load_ancestor
 
 UInt8 = npt.NDArray[np.uint8]
@@ -104,4 +107,11 @@ def load_pictures(job: Job, curated: Manifest, rows: pa.Table, px: int, name: st
 
 
 def _memmap(path: Path, shape: tuple[int, ...]) -> UInt8:
-    return np.memmap(path, np.uint8, "w+", shape=shape)
+    """A new file as an array. Its space is taken now: a mapped page for which the disk has none kills the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        else:  # macOS
+            for left in range(math.prod(shape), 0, -CHUNK_BYTES):
+                file.write(bytes(min(left, CHUNK_BYTES)))
+    return np.memmap(path, np.uint8, "r+", shape=shape)

@@ -4,7 +4,7 @@ Events go to standard output as JSON lines; whatever libraries print goes to sta
 when its parent is gone, so a killed step leaves nothing running.
 """
 
-import faulthandler
+import errno
 import logging
 import os
 import platform
@@ -24,7 +24,6 @@ import pyarrow as pa
 from dalle_model.errors import DalleError
 from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
-from tasks.launch import STACKS
 from tasks.place import Place
 from tasks.settings import Settings
 from tasks.spool import is_full, make_spool, spool_error
@@ -146,8 +145,6 @@ def _run(spec: JobSpec, events: Events) -> None:
 def main() -> int:
     """Run one job; the exit code tells the parent how it went, the last event tells why."""
     events = Events(_open_event_stream(), Place.of_torchrun(os.environ).spoken_events)
-    faulthandler.enable()  # a crash of native code leaves the Python stack, too
-    faulthandler.register(STACKS)
     spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     if spec.stage != "ingest":
         _spare_pandas()
@@ -161,7 +158,7 @@ def main() -> int:
         events.send("stopped")
         return STOPPED
     except Exception as error:  # every failure crosses the process border as one event
-        if isinstance(error, OSError) and is_full(error):
+        if isinstance(error, OSError) and (is_full(error) or error.errno == errno.EROFS):
             error = spool_error(Path(error.filename or spec.settings["spool"]), error)
         trace = "" if isinstance(error, DalleError) else traceback.format_exc()
         again = error.again if isinstance(error, DalleError) else ""

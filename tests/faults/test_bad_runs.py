@@ -13,7 +13,7 @@ from support.object_stores import BUCKET, KEY, SECRET, shared
 from support.processes import DALLE, free_port
 from support.tiny import TinyRun, command_sets
 
-from tasks import s3_backend
+from tasks import pictures, s3_backend
 
 TINY = ("--preset", "tiny", *command_sets())
 
@@ -223,6 +223,18 @@ def test_a_spool_that_cannot_be_made_names_its_variable(tmp_path: Path) -> None:
         DALLE_SPOOL=str(tmp_path / "file" / "spool"),
     )
     refused(said, 1, "DALLE_SPOOL")
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_space_of_mapped_pictures_is_taken_before_they_are_read(
+    by_hand: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file had holes: on a disk that was full the step was "killed by signal 7 (out of memory?)"."""
+    if by_hand:  # as on macOS
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    images = pictures._memmap(tmp_path / "train.u8", (3, 700, 700, 3))
+    assert not images.any() and images.nbytes == (tmp_path / "train.u8").stat().st_size
+    assert (tmp_path / "train.u8").stat().st_blocks * 512 >= images.nbytes
 
 
 @pytest.fixture
