@@ -93,6 +93,9 @@ def work(job: Job) -> Outcome:
         job.put(report.html, ext="html", role="report"),
         *(job.put(sheet, ext="png", role=role) for role, sheet in report.sheets.items()),
     )
+    withdrawn_in(
+        job.store, job.inputs["pairs"], job.spec.recorded_config["outside"], job.settings
+    )  # also not in the meantime
     facts = {"measure_s": round(measured_s, 3), "curate_s": round(time.monotonic() - started, 3)}
     return Outcome(
         objects=(*objects, *features, *found.objects, *seen),

@@ -72,6 +72,12 @@ class Lineage:
         manifests, self.unreadable = inventory(store)
         self.manifests = {manifest.fingerprint: manifest for manifest in manifests}
 
+    def look_again(self) -> bool:
+        """Take in what was committed meanwhile; whether there was something."""
+        manifests, self.unreadable = inventory(self.store, besides=self.manifests)
+        self.manifests |= {manifest.fingerprint: manifest for manifest in manifests}
+        return bool(manifests)
+
     def of_kind(self, kind: str) -> list[Manifest]:
         """All artifacts of a kind."""
         return [m for m in self.manifests.values() if m.kind == kind]
@@ -152,6 +158,10 @@ def forget(store: Store, what: str, settings: Settings, *, note: str = "", dry_r
         ids, pairs, others = _ids(lineage, rule, rules_in(store, rule))
         new = write_rule(store, rule, ids) if not dry_run else False
         fault_point("forget.after_rule")
+        if lineage.look_again():  # by runs that began before there was this rule
+            ids, pairs, others = _ids(lineage, rule, rules_in(store, rule))
+            if not dry_run:
+                write_rule(store, rule, ids)
         touched = lineage.touched_by(ids)
         for one in touched:
             if not dry_run:
@@ -240,11 +250,11 @@ def tainted(store: Store, manifests: Iterable[Manifest]) -> dict[str, str]:
     memo: dict[str, str] = {}
 
     def look(fingerprint: str) -> str:
-        if fingerprint in memo or fingerprint not in by_print:
-            return memo.get(fingerprint, "")
-        manifest = by_print[fingerprint]
+        if fingerprint in memo:
+            return memo[fingerprint]
         memo[fingerprint] = "made with withdrawn pairs" if fingerprint in own else ""
-        if not memo[fingerprint] and manifest.kind not in ("pairs", "curated"):
+        manifest = by_print.get(fingerprint)  # what was made from it while it was erased still bears its mark
+        if manifest is not None and not memo[fingerprint] and manifest.kind not in ("pairs", "curated"):
             above = [used for used in manifest.inputs if look(used.fingerprint)]
             if above:
                 memo[fingerprint] = (

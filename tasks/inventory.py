@@ -1,5 +1,6 @@
 """All artifacts of a store: those that can be read, and what is wrong with the others."""
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from dalle_model.errors import CorruptObject, DataError
@@ -15,13 +16,15 @@ class Inventory(NamedTuple):
     unreadable: dict[Known, str]
 
 
-def inventory(store: Store) -> Inventory:
-    """Read every manifest. One that is damaged, or of a newer release, is named beside the others.
+def inventory(store: Store, besides: Container[str] = ()) -> Inventory:
+    """Read every manifest, but for fingerprints that are known. One that is damaged, or of a newer release, is named.
 
     Raises StoreUnreachable when the store does not answer: a listing with gaps would pass for all there is.
     """
     manifests, unreadable = list[Manifest](), dict[Known, str]()
     for known in store.artifacts():
+        if known.fingerprint in besides:
+            continue
         try:
             manifest = store.find(*known)
         except (CorruptObject, DataError) as error:

@@ -11,14 +11,16 @@ import pytest
 from support.bad_images import encoded, photo
 from support.commands import dalle
 from support.data_steps import Data, write_folder
-from support.object_stores import shared
+from support.object_stores import artifact, shared
 
+import tasks.curate
 import tasks.erase_pairs
+import tasks.forget
 from dalle_model.config import CurateConfig, IngestConfig
-from dalle_model.errors import CommitConflict, UsageError
+from dalle_model.errors import CommitConflict, DataError, UsageError
 from tasks.artifacts import Manifest
 from tasks.erase_pairs import blank_picture, erase_pairs
-from tasks.forget import erase, forget
+from tasks.forget import erase, forget, tainted
 from tasks.job import load_ancestor
 from tasks.removals import marked
 from tasks.stages import INGEST
@@ -213,3 +215,40 @@ def test_the_command_says_what_it_erases(chain: tuple[Data, dict[str, Manifest]]
     assert row_of(data, made["base"])["caption"], "a dry run erases nothing"
     said = dalle("sweep", "--forgotten", "--pairs", "--older-than", "0", *store)
     assert (said.code, said.payload["erased_pairs"]) == (0, planned["erased_pairs"])
+
+
+def test_a_run_during_which_pairs_are_withdrawn_keeps_none_of_them_unmarked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked once, before hours of work, and what it committed afterwards was known to nobody."""
+    data = Data(tmp_path, workers=1)
+    pairs = data.ingest(source(tmp_path / "a", range(6)))
+    first, second = (row["id"] for row in data.rows(pairs, "pairs")[:2])
+    report = tasks.curate.make_report
+
+    def withdraw_first(*arguments: Any) -> Any:
+        forget(data.store, first, data.settings)
+        return report(*arguments)
+
+    monkeypatch.setattr(tasks.curate, "make_report", withdraw_first)
+    with pytest.raises(DataError, match="pairs were withdrawn since this run began; start it again"):
+        data.curate(CONFIG, pairs)
+    monkeypatch.undo()
+
+    made = {}
+    write_rule = tasks.forget.write_rule
+
+    def commit_first(*arguments: Any) -> bool:
+        made["curated"] = made.get("curated") or data.curate(CONFIG, pairs)
+        return write_rule(*arguments)
+
+    monkeypatch.setattr(tasks.forget, "write_rule", commit_first)
+    forget(data.store, second, data.settings)
+    assert made["curated"].rows and made["curated"].fingerprint in marked(data.store)
+
+    # made from what a sweep removed meanwhile
+    late = made["curated"].ref("").as_input("curated")
+    model = artifact(data.store, "late", step="fit", kind="model", inputs=(late,))
+    assert made["curated"] in erase(data.store).removed
+    data.store.commit(model)
+    assert model.fingerprint in tainted(data.store, [model])
