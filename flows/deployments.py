@@ -182,3 +182,29 @@ def _create_crash_detector(client: "SyncPrefectClient") -> None:
         client.update_automation(there[0].id, wanted)
     else:
         client.create_automation(wanted)
+    _ask_for_life(client)
+
+
+def _ask_for_life(client: "SyncPrefectClient") -> None:
+    """A heartbeat in the name of each run of ours that is said to be Running.
+
+    The crash detector waits for the heartbeat after the last one, so a run that died before it was made (a command on
+    a server of its own) would stay Running. The living send one of their own in time.
+    """
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.events import Event, Resource
+    from prefect.events.related import tags_as_related_resources
+
+    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": [TAG]}})
+    events = [
+        Event(
+            event="prefect.flow-run.heartbeat",
+            resource=Resource.model_validate(
+                {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
+            ),
+            related=tags_as_related_resources({TAG}),
+        ).model_dump(mode="json")
+        for run in client.read_flow_runs(flow_run_filter=running)
+    ]
+    if events:
+        client.request("POST", "/events", json=events).raise_for_status()

@@ -1,8 +1,11 @@
 """``dalle run`` under Prefect, killed with -9 and then stopped: nothing stays behind, and the same command goes on."""
 
 import json
+import os
 import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 import uuid
 from pathlib import Path
 
@@ -61,6 +64,10 @@ def test_a_killed_and_a_stopped_run_leave_no_process_and_the_same_command_goes_o
     said = command.interrupted(signal.SIGTERM, 130)
     assert f"{GOES_ON} 3" in said, said
     assert list(command.spool.iterdir()) == []
+    # The killed run could not say so itself: the second command's server knew.
+    with closing(sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db")) as database:
+        states = [row[0] for row in database.execute("select state_type from flow_run order by start_time desc limit 2")]
+    assert states[1] == "CRASHED", states
 
 
 @pytest.mark.slow  # what goes on ends, too: by default test_kill_anywhere says so of each stage, test_chain of the run
