@@ -182,10 +182,10 @@ def _create_crash_detector(client: "SyncPrefectClient") -> None:
         client.update_automation(there[0].id, wanted)
     else:
         client.create_automation(wanted)
-    _ask_for_life(client)
+    ask_for_life(client)
 
 
-def _ask_for_life(client: "SyncPrefectClient") -> None:
+def ask_for_life(client: "SyncPrefectClient") -> None:
     """A heartbeat in the name of each run of ours that is said to be Running.
 
     The crash detector waits for the heartbeat after the last one, so a run that died before it was made (a command on

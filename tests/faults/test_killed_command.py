@@ -5,8 +5,8 @@ import os
 import signal
 import sqlite3
 import subprocess
-from contextlib import closing
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -66,7 +66,9 @@ def test_a_killed_and_a_stopped_run_leave_no_process_and_the_same_command_goes_o
     assert list(command.spool.iterdir()) == []
     # The killed run could not say so itself: the second command's server knew.
     with closing(sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db")) as database:
-        states = [row[0] for row in database.execute("select state_type from flow_run order by start_time desc limit 2")]
+        states = [
+            row[0] for row in database.execute("select state_type from flow_run order by start_time desc limit 2")
+        ]
     assert states[1] == "CRASHED", states
 
 

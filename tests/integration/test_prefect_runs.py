@@ -10,11 +10,15 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from support.prefect_server import Refused, Up
 from support.processes import wait_for
 from support.tiny import TinyRun, tiny_config
 
 from dalle_model.config import PipelineConfig
+from flows.deployments import ask_for_life
+from flows.temporary_server import TAG
 from tasks.stages import STAGES
 from tasks.store import Store
 
@@ -83,6 +87,7 @@ def test_scheduled_runs_appear_by_themselves_draw_with_production_and_wait_for_a
     tiny_run: TinyRun,
 ) -> None:
     # With unsuitable releases of Prefect's own dependencies everything looks well and no scheduled run ever appears.
+    dead = _run_that_died_before_the_detector_was_made(machine)
     config = dump(tiny_config('generate.prompts=["a scheduled heart"]'))["generate"]
     Store.open(machine.store).set_ref("production", tiny_run.manifest("fit"))
     added = []
@@ -108,6 +113,17 @@ def test_scheduled_runs_appear_by_themselves_draw_with_production_and_wait_for_a
     assert "generate-sheet-samples" in machine.artifacts(drawn["id"])
     assert skipped["state"]["name"] == "Skipped", machine.log_of(skipped["id"])
     assert "dalle promote" in skipped["state"]["message"]
+    assert machine.wait_run(dead)["state_type"] == "CRASHED"
+
+
+def _run_that_died_before_the_detector_was_made(machine: Up) -> str:
+    """A run that is Running and will never send a heartbeat; then what a deployment does about such runs."""
+    flow = machine.api("/flows/", {"name": "pipeline"})
+    asked = {"flow_id": flow["id"], "name": "long dead", "tags": [TAG], "state": {"type": "RUNNING"}}
+    dead = machine.api("/flow_runs/", asked)
+    with temporary_settings({PREFECT_API_URL: f"{machine.url}/api"}), get_client(sync_client=True) as client:
+        ask_for_life(client)
+    return str(dead["id"])
 
 
 def _scheduled(machine: Up, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
