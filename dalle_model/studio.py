@@ -147,6 +147,12 @@ class Studio:
         prompt: what to draw; empty = the model's own words for the picture (needs a model that describes pictures).
         Returns (uint8 [n, H, W, 3], the prompt).
         """
+        known = self.parts.model.directions
+        if not prompt and known and "image_to_text" not in known:
+            raise UsageError(
+                "a variation without a prompt takes the model's own words for the picture, and this model has none; "
+                "say with --prompt what the picture shows, or train with train.image_first_share above 0"
+            )
         words = prompt or self.caption(self._squared(image))[0]
         return self.complete(image, words, 1.0 - strength, n, seed), words
 

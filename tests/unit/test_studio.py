@@ -88,7 +88,10 @@ def test_variations_take_the_models_own_words_where_none_are_given() -> None:
     made, words = s.vary(picture(px=16), n=2, strength=0.5)
     assert words == s.caption(picture(px=16)[None])[0]
     assert np.array_equal(made, s.complete(picture(px=16), words, 0.5, 2))
+    s.parts.model.directions = ("text_to_image", "text")
     assert s.vary(picture(), n=1, prompt="clown face")[1] == "clown face"
+    with pytest.raises(UsageError, match="say with --prompt what the picture shows"):
+        s.vary(picture())
 
 
 def test_a_score_per_token_counts_the_end_only_where_the_prompt_was_not_cut() -> None:
