@@ -17,7 +17,7 @@ from flows import prefect_home
 from flows.children import Child, start_prefect
 from flows.deployments import POOL, absolute, deploy
 from flows.prefect_home import HomeLease
-from flows.temporary_server import QUIET, START_DEADLINE_S, check_database, wait_until_healthy
+from flows.temporary_server import QUIET, START_DEADLINE_S, check_database, server_environment, wait_until_healthy
 
 FLOW_GRACE_S = 30.0  # a step that is told to stop saves its checkpoint first
 SERVER_GRACE_S = 10.0
@@ -128,14 +128,10 @@ class _Machine:
         print("stopped", flush=True)
 
     def _start(self) -> None:
-        environment = (
-            QUIET
-            | {
-                "PREFECT_HOME": str(self._lease.home),
-                "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._lease.home / "ui"),
-                "PREFECT_SERVER_UI_API_URL": "/api",  # where the page came from; the default is port 4200, whatever --port says
-            }
-        )
+        environment = server_environment(self._lease.home) | {
+            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._lease.home / "ui"),
+            "PREFECT_SERVER_UI_API_URL": "/api",  # where the page came from; the default is port 4200, whatever --port says
+        }
         print(f"starting Prefect's server on {self._address} ...", flush=True)
         log = self._lease.home / "server.log"
         self._server = start_prefect(
