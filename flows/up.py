@@ -128,10 +128,13 @@ class _Machine:
         print("stopped", flush=True)
 
     def _start(self) -> None:
-        environment = server_environment(self._lease.home) | {
-            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._lease.home / "ui"),
-            "PREFECT_SERVER_UI_API_URL": "/api",  # where the page came from; the default is port 4200, whatever --port says
-        }
+        environment = (
+            server_environment(self._lease.home)
+            | {
+                "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(self._lease.home / "ui"),
+                "PREFECT_SERVER_UI_API_URL": "/api",  # where the page came from; the default is port 4200, whatever --port says
+            }
+        )
         print(f"starting Prefect's server on {self._address} ...", flush=True)
         log = self._lease.home / "server.log"
         self._server = start_prefect(

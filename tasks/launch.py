@@ -22,6 +22,8 @@ from tasks.job import JobSpec
 from tasks.settings import Settings
 from tasks.spool import spool_error, spool_folder
 
+STACKS = signal.SIGUSR1  # asks a worker where it is: it writes the stack of each of its threads to standard error
+
 Listener = Callable[[dict[str, Any]], None]
 
 _AGAIN = "; run it again to go on from its last finished piece"
@@ -96,6 +98,26 @@ def _descendants(pid: int) -> dict[int, psutil.Process]:
         return {}
 
 
+def _dump_stacks(pid: int) -> None:
+    """Have the workers of the group write to standard error where each of their threads is."""
+    workers = [p for p in _descendants(pid).values() if _is_worker(p)]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        workers += [p for p in [psutil.Process(pid)] if _is_worker(p)]
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.send_signal(signal.SIGCONT)  # one that was stopped writes nothing
+            worker.send_signal(STACKS)
+    time.sleep(0.5 if workers else 0.0)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return "tasks.worker" in command and "torch.distributed.run" not in command
+
+
 def _kill(processes: dict[int, psutil.Process]) -> None:
     for child in processes.values():
         try:
@@ -149,7 +171,7 @@ def _listen(
     process: "subprocess.Popen[str]", spec: JobSpec, settings: Settings, listener: Listener, *, alone: bool
 ) -> None:
     lines: queue.Queue[str] = queue.Queue()
-    tail: deque[str] = deque(maxlen=40)
+    tail: deque[str] = deque(maxlen=120)
     assert process.stdout is not None and process.stderr is not None
     _pump(process.stdout, lines.put)
     stderr = _pump(process.stderr, tail.append)
@@ -171,12 +193,17 @@ def _listen(
                 failure = event
             finished = finished or event["event"] == "done"
             listener(event)
+        late: DalleError | None = None
         if settings.deadline_s and now - started > settings.deadline_s:
-            raise StepTimeout(
+            late = StepTimeout(
                 f"step {spec.stage} passed its deadline of {settings.deadline_s:.0f} s; finished pieces are kept, run it again with a longer --deadline to go on"
             )
-        if now - heard > settings.silence_s:
-            raise StepFailed(f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s", _AGAIN)
+        elif now - heard > settings.silence_s:
+            late = StepFailed(f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s", _AGAIN)
+        if late is not None:
+            _dump_stacks(process.pid)
+            late.add_note("Where its threads were, as far as they said:\n" + "".join(tail))
+            raise late
     code = process.wait()
     stderr.join(5)
     if failure is not None:

@@ -5,6 +5,7 @@ when its parent is gone, so a killed step leaves nothing running.
 """
 
 import errno
+import faulthandler
 import logging
 import os
 import platform
@@ -24,6 +25,7 @@ import pyarrow as pa
 from dalle_model.errors import DalleError
 from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
+from tasks.launch import STACKS
 from tasks.place import Place
 from tasks.settings import Settings
 from tasks.spool import is_full, make_spool, spool_error
@@ -145,6 +147,8 @@ def _run(spec: JobSpec, events: Events) -> None:
 def main() -> int:
     """Run one job; the exit code tells the parent how it went, the last event tells why."""
     events = Events(_open_event_stream(), Place.of_torchrun(os.environ).spoken_events)
+    faulthandler.enable()  # a crash of native code leaves the Python stack, too
+    faulthandler.register(STACKS)
     spec = JobSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     if spec.stage != "ingest":
         _spare_pandas()

@@ -65,7 +65,9 @@ def test_a_deadline_saves_a_checkpoint_and_leaves_no_process(
     started = threading.Event()
     # The deadline counts from the start of the child, whose imports take from one to thirty seconds here.
     for deadline_s in (6.0, 30.0, 120.0):
-        with pytest.raises(StepTimeout, match=rf"passed its deadline of {deadline_s:.0f} s; finished pieces are kept"):
+        with pytest.raises(
+            StepTimeout, match=rf"passed its deadline of {deadline_s:.0f} s; finished pieces are kept"
+        ) as late:
             listen = _when("progress", started.set)
             run_step(
                 STAGES["fit"],
@@ -78,6 +80,7 @@ def test_a_deadline_saves_a_checkpoint_and_leaves_no_process(
         assert list(spool.glob("*")) == []
         if started.is_set():
             break
+    assert "in train" in late.value.__notes__[0], "the error does not tell where the step was"
     saved = _checkpoints(tiny_run, place, config, settings)
     assert len(saved) >= 1, "SIGTERM came to a training that saved nothing"
     assert place.find("fit", plan(STAGES["fit"], config, tiny_run.inputs("fit"), settings).fingerprint) is None
@@ -183,8 +186,9 @@ def test_silence_is_noticed(tiny_run: TinyRun, place: Store, tmp_path: Path) -> 
                     process.suspend()
 
         short = settings.model_copy(update={"silence_s": 3.0})
-        with pytest.raises(StepFailed, match="gave no sign of life for 3 s"):
+        with pytest.raises(StepFailed, match="gave no sign of life for 3 s") as silent:
             run_step(STAGES["fit"], config, tiny_run.inputs("fit"), short, _when("alive", freeze))
+        assert "most recent call first" in silent.value.__notes__[0]
         assert [p for p in marked(mark) if p.pid != os.getpid()] == []
     finally:
         del os.environ["DALLE_TEST_MARK"]

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dalle_model.flops import FlopCounter
 from flows.prefect_home import default_home, profile_api
+from flows.temporary_server import server_environment
 from tasks.settings import Settings
 
 # In a process of its own: other tests have imported all of it.
@@ -78,3 +79,13 @@ def test_flops_are_counted_as_torch_counts_them(training: bool) -> None:
     with FlopCounterMode(display=False) as theirs:
         network(images).sum().backward()
     assert ours.total == theirs.get_total_flops() > 0
+
+
+def test_a_server_forgets_old_runs_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
+    monkeypatch.delenv(name, raising=False)
+    assert {"events", "flow_runs"} == set(server_environment(tmp_path)[name].split(","))
+    monkeypatch.setenv(name, "events")
+    assert server_environment(tmp_path)[name] == "events"
