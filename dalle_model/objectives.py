@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -44,9 +45,12 @@ class Objective(ABC):
     critic: a second network that judges the first and learns beside it, None = none; updates of it begin at step
     ``critic_from`` with ``critic_optim`` (None = as the network). While the network is updated, the critic takes no
     gradient.
+
+    lr_shares: step size over that of the configuration, by the beginning of a parameter's name; 1 where none fits.
     """
 
     network: nn.Module
+    lr_shares: Mapping[str, float] = MappingProxyType({})
     critic: nn.Module | None = None
     critic_optim: OptimConfig | None = None
     critic_from: int = 0

@@ -2,7 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +99,7 @@ class Muon(_Eager):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -131,35 +133,39 @@ class Muon(_Eager):
 
 
 def build_optimizers(
-    network: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+    network: nn.Module,
+    config: OptimConfig,
+    dtype: torch.dtype = torch.float32,
+    lr_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a network. Gains, biases and embeddings are never decayed; Muon takes the inner matrices only.
 
     A parameter counts as a matrix when it has two dimensions or more and its name does not hold ``embed`` or ``head``
-    for Muon's purpose (those learn better with AdamW). ``dtype`` is that of Muon's products.
+    for Muon's purpose (those learn better with AdamW). ``dtype`` is that of Muon's products. ``lr_shares``: peak step
+    size of parameters over that of ``config``, by the beginning of their name.
     """
-    muon: list[nn.Parameter] = []
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    kinds = ("muon", "decay", "plain")
+    parts: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, p in network.named_parameters():
         if not p.requires_grad:
             continue
         embedding = "embed" in name
         if config.optimizer == "muon" and p.dim() >= 2 and not embedding and "head" not in name:
-            muon.append(p)
-        elif p.dim() >= 2 and not embedding:
-            decay.append(p)
+            kind = "muon"
         else:
-            plain.append(p)
-    groups = [{"params": g, "weight_decay": w} for g, w in ((decay, config.weight_decay), (plain, 0.0)) if g]
+            kind = "decay" if p.dim() >= 2 and not embedding else "plain"
+        share = next((value for start, value in lr_shares.items() if name.startswith(start)), 1.0)
+        parts.setdefault((kind, share), []).append(p)
+    groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}  # AdamW's and Muon's
+    for (kind, share), params in sorted(parts.items(), key=lambda part: (kinds.index(part[0][0]), -part[0][1])):
+        peak = share * (config.muon_lr if kind == "muon" else config.lr)
+        decay = 0.0 if kind == "plain" else config.weight_decay
+        groups[kind == "muon"].append({"params": params, "weight_decay": decay, "lr": peak, "peak_lr": peak})
     optimizers: list[torch.optim.Optimizer] = []
-    if groups:
-        optimizers.append(AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
-    if muon:
-        optimizers.append(Muon(muon, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+    if groups[False]:
+        optimizers.append(AdamW(groups[False], lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
+    if groups[True]:
+        optimizers.append(Muon(groups[True], lr=config.muon_lr, dtype=dtype))
     return optimizers
 
 

@@ -198,6 +198,8 @@ class DvaeObjective(_PictureObjective):
     ) -> None:
         super().__init__(pictures, config.optim, runtime, config.image_px if config.augment == "paper" else 0)
         self.network: nn.Module = tokenizer
+        if config.encoder_lr_share != 1:
+            self.lr_shares = {"encoder.": config.encoder_lr_share}
         self._config = config
 
     def schedule(self, step: int) -> dict[str, float]:

@@ -9,9 +9,10 @@ every step, by the same code, and saved in the same checkpoint.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,7 @@ def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: T
         if objective.critic is not None:
             raise UsageError("sharding fsdp2 does not train a network with a critic; set sharding to ddp")
         network = sharded_copy(network, blocks_of(network), runtime)
-    players = [_player(network, optim, objective.loss, runtime)]
+    players = [_player(network, optim, objective.loss, runtime, objective.lr_shares)]
     whole_run = network
     if objective.critic is not None:
         players.append(_player(objective.critic, objective.critic_optim or optim, objective.critic_loss, runtime))
@@ -192,10 +193,14 @@ def _start(objective: Objective, optim: OptimConfig, runtime: Runtime, resume: T
 
 
 def _player(
-    network: nn.Module, optim: OptimConfig, loss: Callable[[nn.Module, Batch, int], Loss], runtime: Runtime
+    network: nn.Module,
+    optim: OptimConfig,
+    loss: Callable[[nn.Module, Batch, int], Loss],
+    runtime: Runtime,
+    lr_shares: Mapping[str, float] = MappingProxyType({}),
 ) -> _Player:
     network.to(runtime.device).train()
-    return _Player(network, network, build_optimizers(network, optim, runtime.dtype), optim, loss)
+    return _Player(network, network, build_optimizers(network, optim, runtime.dtype, lr_shares), optim, loss)
 
 
 def _rank_rows(optim: OptimConfig, runtime: Runtime) -> int:
@@ -275,7 +280,7 @@ def _overfit_one_batch(objective: Objective, run: _Run, optim: OptimConfig, runt
     Raises PreflightFailed when its loss does not fall: then neither data, loss nor step size can be right.
     """
     before = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
-    trial = replace(run.players[0], optimizers=build_optimizers(run.network, optim, runtime.dtype))
+    trial = replace(run.players[0], optimizers=build_optimizers(run.network, optim, runtime.dtype, objective.lr_shares))
     batch = objective.batch(0)
     losses = [_update_player(trial, run, runtime, batch, step=0, share=1.0)["loss"] for _ in range(optim.preflight)]
     run.network.load_state_dict(before)

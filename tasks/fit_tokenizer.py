@@ -22,7 +22,7 @@ from dalle_model.runtime import Runtime
 from dalle_model.sheets import contact_sheet
 from dalle_model.tokenizers.base import ImageTokenizer
 from dalle_model.tokenizers.dvae import DvaeTokenizer
-from dalle_model.tokenizers.dvae_start import scale_to_pictures
+from dalle_model.tokenizers.dvae_start import start_from_pictures
 from dalle_model.tokenizers.registry import build_tokenizer, tokenizer_to_bytes
 from tasks.job import Job, Outcome
 from tasks.pictures import PictureSet, curated_table, load_pictures, spread
@@ -50,7 +50,7 @@ def work(job: Job) -> Outcome:
         tokenizer = build_tokenizer(config.model_copy(update={"perceptual_file": ""}), runtime.generator(_INIT))
         if isinstance(tokenizer, DvaeTokenizer) and config.start == "data":
             few = rows.take(pa.array(spread(rows.num_rows, _SCALED_ON)))
-            scale_to_pictures(
+            start_from_pictures(
                 tokenizer, to_float(np.asarray(load_pictures(job, curated, few, config.image_px, "start").images))
             )
         objective = tokenizer_objective(tokenizer, pictures.chw(), config, runtime, _perceptual(job, config))
@@ -214,7 +214,8 @@ def _refuse_collapse(config: TokenizerConfig, stats: dict[str, float]) -> None:
     """A tokenizer that says everything with a handful of codes would let every later stage fail quietly."""
     floor = config.min_perplexity_share * min(config.vocab_size, config.num_tokens * stats["measured"])
     if stats["code_perplexity"] < floor:
+        short = "take --preset dvae for a run of some hundred updates, " if config.kind == "dvae" else ""
         raise CodebookCollapsed(
             f"the code perplexity is {stats['code_perplexity']:.1f}, below {floor:.1f} "
-            f"(tokenizer.min_perplexity_share {config.min_perplexity_share}); train longer, lower tokenizer.kl_weight or the step size, or use kind=fsq"
+            f"(tokenizer.min_perplexity_share {config.min_perplexity_share}); train longer, lower tokenizer.kl_weight or the step size, {short}or use kind=fsq"
         )

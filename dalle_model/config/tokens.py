@@ -120,7 +120,19 @@ class TokenizerConfig(Section):
     )
     start: Literal["paper", "data"] = Field(
         "paper",
-        description="dvae: initial weights as in the paper, or scaled on training pictures so that codes differ between them from the first update on; for runs of some hundred updates.",
+        description="dvae: initial weights as in the paper, or set by training pictures: codes begin as clusters of features, the drawing as the mean picture. For runs of some hundred updates.",
+    )
+    block_gain: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="dvae: what a residual branch is multiplied by, 0 = one over the squared number of blocks (paper). In some hundred updates the paper's branches learn little, and each code stays a square of one colour.",
+    )
+    encoder_lr_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="dvae: step size of the encoder over that of the decoder (paper: 1). A slower encoder keeps more codes in use.",
     )
     min_perplexity_share: float = Field(
         0.02,

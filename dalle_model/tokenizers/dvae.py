@@ -80,7 +80,7 @@ class DvaeEncoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         num_groups = int(math.log2(config.downsampling)) + 1
-        gain = 1 / (num_groups * config.blocks_per_group) ** 2
+        gain = config.block_gain or 1 / (num_groups * config.blocks_per_group) ** 2
         self.input = _conv(3, config.width, 7)
         groups: list[nn.Module] = []
         width = config.width
@@ -114,7 +114,7 @@ class DvaeDecoder(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         num_groups = int(math.log2(config.downsampling)) + 1
-        gain = 1 / (num_groups * config.blocks_per_group) ** 2
+        gain = config.block_gain or 1 / (num_groups * config.blocks_per_group) ** 2
         width = max(4, config.width // 2)  # the paper: 128 for a width of 256
         self.input = _conv(config.num_codes, width, 1)
         groups: list[nn.Module] = []

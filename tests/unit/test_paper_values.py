@@ -122,3 +122,14 @@ def test_collapsed_codebook_fails_with_the_remedy_for_every_kind(kind: str) -> N
     _refuse_collapse(config, {"code_perplexity": 82.0, "measured": 512})
     with pytest.raises(CodebookCollapsed, match=r"below 81\.9.*train longer"):
         _refuse_collapse(config, {"code_perplexity": 81.0, "measured": 512})
+    with pytest.raises(CodebookCollapsed, match="--preset dvae" if kind == "dvae" else "step size, or use"):
+        _refuse_collapse(config, {"code_perplexity": 81.0, "measured": 512})
+
+
+def test_presets_for_laptops_have_what_a_dvae_needs_there_and_the_paper_s_preset_has_not() -> None:
+    """So that `--set tokenizer.kind=dvae` alone does not end in a few codes."""
+    names = ("start", "likelihood", "block_gain", "encoder_lr_share", "temperature_share", "kl_ramp_share", "kl_weight")
+    short = {tuple(getattr(PRESETS[p]().tokenizer, n) for n in names) for p in ("tiny", "quickstart", "dvae")}
+    assert short == {("data", "normal", 1.0, 0.1, 1.0, 0.5, 1.0)}
+    paper = PRESETS["dalle-12b"]().tokenizer
+    assert tuple(getattr(paper, n) for n in names) == ("paper", "logit_laplace", 0.0, 1.0, 0.05, 0.002, 6.6)
