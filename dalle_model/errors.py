@@ -13,6 +13,7 @@ DalleError                    one line for a person: the value, the limit, the r
 │   └── RefNotFound           no artifact answers to this reference
 ├── DeviceError               the asked-for device is missing, busy or too small
 ├── ServerError               Prefect's server does not start, or its API does not answer
+│   └── ServerLost            it stopped answering while flows ran
 ├── PromotionRefused          a model is not better than the one that has the name
 ├── TrainingDiverged          the loss exploded or became non-finite; the last good checkpoint is kept
 ├── PreflightFailed           one batch repeated was not learnt, so a whole run would not be either
@@ -79,6 +80,10 @@ class DeviceError(DalleError):
 
 class ServerError(DalleError):
     """Prefect's server does not start, or its API does not answer or refuses a request."""
+
+
+class ServerLost(ServerError):
+    """Prefect's API stopped answering while flows ran, and did not come back within its client's patience."""
 
 
 class PromotionRefused(DalleError):

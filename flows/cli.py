@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dalle_model.errors import DalleError, UsageError
+from dalle_model.errors import DalleError, ServerLost, UsageError
 from flows.cli_app import app
 
 __all__ = ["app", "main"]
@@ -39,8 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     leave = _Leave()
     if arguments is None:  # registered before any import that matters, so it runs after all other handlers
         atexit.register(leave)
+    own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     code: object = 0
+    lost = False
     try:
         with _sigterm_interrupts():
             app(arguments, prog_name="dalle")  # ends by SystemExit, also when usage was wrong (2) or Ctrl-C came (130)
@@ -50,9 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         code = _report(error, "--debug" in arguments)
+        lost = isinstance(error, ServerLost)
     if code == INTERRUPTED:
         print("interrupted; run the same command again to go on", file=sys.stderr)
     leave.code = code if isinstance(code, int) else 0 if code is None else 1
+    if lost and own_process:  # Prefect's exit handlers would offer the server that is gone each event, 7 s at a time
+        from flows import temporary_server
+
+        temporary_server.close()
+        leave()
     raise SystemExit(code)
 
 

@@ -6,6 +6,7 @@ waits its whole time-out for a server that already died, and prints the server's
 """
 
 import atexit
+import logging
 import os
 import socket
 import sqlite3
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle_model.errors import DalleError, ServerError
+from dalle_model.errors import DalleError, ServerError, ServerLost
 from flows import prefect_home
 from flows.children import Child, start_prefect
 from flows.prefect_home import HomeLease
@@ -89,6 +90,8 @@ def prepare_environment(debug: bool) -> None:
         os.environ.setdefault(name, value)
     if not debug:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")  # of its services, when the server is away
+        logging.raiseExceptions = False  # else each line of the log that does not reach the server says so here
     if _planned:
         return
     if url := configured_api():
@@ -144,10 +147,16 @@ def in_words(error: Exception, url: str) -> ServerError | None:
         "ReadTimeout",
         "RemoteProtocolError",
     ):
-        return ServerError(
+        return ServerLost(
             f"the Prefect API {url} stopped answering ({type(error).__name__}); finished steps are kept, run the same command again"
         )
     return None
+
+
+def close() -> None:
+    """End the temporary server of this process, if there is one."""
+    for temporary in _planned:
+        temporary.close()
 
 
 def _start(temporary: _Temporary) -> None:

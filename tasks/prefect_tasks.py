@@ -152,10 +152,12 @@ def stage_task(stage: Stage) -> Step:
             except Exception as error:
                 say_again(error, runtime.task_run.run_count, listen)
                 raise
-        store = open_store(settings)
-        manifest = store.find(result.ref.step, result.ref.fingerprint)
-        if manifest is not None:
-            publish(manifest, store, decision=result.decision)
+            store = open_store(settings)
+            manifest = store.find(result.ref.step, result.ref.fingerprint)
+            if manifest is not None:
+                publish(
+                    manifest, store, decision=result.decision, say=lambda text: listen({"event": "log", "text": text})
+                )
         return result
 
     def shared_run(config: Section, settings: Settings, **inputs: ArtifactRef) -> StepResult:

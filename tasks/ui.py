@@ -8,10 +8,11 @@ import contextvars
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
@@ -29,10 +30,13 @@ UPDATE_EVERY_S = 2.0
 LOG_EVERY_S = 15.0
 
 
-def publish(manifest: Manifest, store: Store, *, decision: str = "") -> None:
+def publish(
+    manifest: Manifest, store: Store, *, decision: str = "", say: Callable[[str], None] = lambda _: None
+) -> None:
     """Show an artifact in the current Prefect run; without a run, do nothing.
 
-    ``decision`` says in words why the step ran or was reused. Whatever goes wrong is logged and passed over.
+    ``decision`` says in words why the step ran or was reused. Whatever goes wrong is logged and passed over; ``say``
+    also hears of a server that is out of reach.
     """
     if not _in_run():
         return
@@ -43,6 +47,11 @@ def publish(manifest: Manifest, store: Store, *, decision: str = "") -> None:
                 create_markdown_artifact(card.markdown, key=card.key, description=card.description)
         except Exception as error:  # a damaged picture or a server out of reach must not undo a finished step
             what = f"{manifest.step} {manifest.fingerprint[:12]}"
+            if isinstance(error, httpx.TransportError):  # its client tried for a minute, and would for each card
+                say(
+                    f"Prefect's server is out of reach, so its UI does not show all of {what}, which is finished and kept"
+                )
+                return
             _log("warning", f"the Prefect UI does not show all of {what}: {type(error).__name__}: {error}")
 
 

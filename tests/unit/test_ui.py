@@ -6,6 +6,7 @@ import json
 import random
 import re
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -221,6 +222,25 @@ def test_outside_a_run_nothing_is_shown_and_nothing_is_read():
     reporter = ProgressReporter("curate")
     reporter({"event": "progress", "done": 1, "total": 2, "unit": "rows"})
     reporter({"event": "log", "text": "hello"})
+
+
+def test_a_server_that_is_gone_is_asked_once_for_an_artifact_and_said(monkeypatch, store):
+    """Its client tries for a minute: a curation of five cards held the next step up for five, without a word."""
+    tried: list[str] = []
+
+    def refuse(markdown: str, *, key: str, description: str) -> None:
+        tried.append(key)
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(ui, "_in_run", lambda: True)
+    monkeypatch.setattr(ui, "create_markdown_artifact", refuse)
+    sheets = [store.put(picture(color, "ring"), ext="png", role="sheet.kept") for color in ("red", "blue")]
+    said: list[str] = []
+    publish(manifest(*sheets, step="ingest", kind="pairs", stats={"rows_in": 2, "kept": 2}), store, say=said.append)
+    assert len(tried) == 1
+    assert said == [
+        "Prefect's server is out of reach, so its UI does not show all of ingest abababababab, which is finished and kept"
+    ]
 
 
 def test_the_end_of_a_step_is_logged_once(monkeypatch):
