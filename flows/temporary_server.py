@@ -141,6 +141,15 @@ def in_words(error: Exception, url: str) -> ServerError | None:
         return ServerError(
             f"the Prefect API {url} refuses us ({status}); set PREFECT_API_AUTH_STRING or PREFECT_API_KEY to its credentials"
         )
+    if type(error).__name__ == "ObjectNotFound":  # Prefect's, of which the text is empty
+        return ServerError(
+            f"the Prefect API {url} does not know this run any more: its database was emptied or replaced; "
+            "finished steps are kept, run the same command again"
+        )
+    if status >= 500:
+        return ServerError(
+            f"the Prefect API {url} fails ({status}), the server's log says why; finished steps are kept, run the same command again"
+        )
     if "Failed to reach API" in text or type(error).__name__ in (
         "ConnectError",
         "ConnectTimeout",
