@@ -8,6 +8,7 @@ from typing import Any
 from dalle_model.errors import UsageError
 from dalle_model.sources.failures import TRANSIENT
 from flows import commands, views
+from flows.comparison import offer
 from flows.lineage import lineage_of
 from flows.temporary_server import api_is_configured, prefect_api, prepare_environment
 from tasks.attempts import last_attempt, may_pass
@@ -36,9 +37,12 @@ def retry(
 
 
 def update(
-    source: str, model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, debug: bool
+    source: str, model: str, sets: list[str], preset: str, settings: Settings, out: Path, *, promote: bool, debug: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured."""
+    """Run the update flow: recorded by the configured Prefect API, or as plain functions where none is configured.
+
+    ``promote`` offers the name production to the new model: the last line says what was decided.
+    """
     started = time.monotonic()
     views.prepare_folder(out)
     lineage = lineage_of(settings, input_ref(settings, model, "model"))
@@ -57,4 +61,5 @@ def update(
         ("ingest",): ["the source holds no pair that the model's data lack"],
         ("ingest", "curate"): ["curation keeps none of the new pairs, so there is nothing to learn"],
     }.get(tuple(results), [])
-    return result.payload, [*lines, *result.lines]
+    verdict = [offer(settings, results["fit"].ref)] if promote and "fit" in results else []
+    return result.payload | ({"promotion": verdict} if promote else {}), [*lines, *result.lines, *verdict]

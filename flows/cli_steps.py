@@ -97,6 +97,9 @@ def update(
     sets: Sets = None,
     store: Store = DEFAULT_STORE,
     preset: Preset = "quickstart",
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Give it the name production if it is better than the one that has it.")
+    ] = False,
     out: Out = Path("outputs/update"),
     device: Device = "auto",
     deadline: Deadline = 0.0,
@@ -108,7 +111,9 @@ def update(
 
     emit(
         as_json,
-        *again.update(source, model, sets or [], preset, settings_of(store, device, deadline), out, debug=debug),
+        *again.update(
+            source, model, sets or [], preset, settings_of(store, device, deadline), out, promote=promote, debug=debug
+        ),
     )
 
 

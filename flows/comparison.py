@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dalle_model.config import EvaluateConfig
-from dalle_model.errors import CorruptObject, DalleError, PromotionRefused, RefNotFound, UsageError
+from dalle_model.errors import CorruptObject, DalleError, DataError, PromotionRefused, RefNotFound, UsageError
 from flows import views
 from flows.inspection import Shown, all_manifests
-from tasks.artifacts import Manifest
+from tasks.artifacts import ArtifactRef, Manifest
 from tasks.comparison import Comparison, compare, comparison_page, figures_of, measured_apart, records_of
 from tasks.display import step_display
 from tasks.plain import Step, here
@@ -125,6 +125,14 @@ def promote(settings: Settings, ref: str, name: str, *, force: bool) -> Shown:
     # What was compared is what is replaced: if the name moved meanwhile, the verdict is about another model.
     store.set_ref(name, manifest, note=note[:500], expect=held.fingerprint if note and held else None)
     return payload, lines
+
+
+def offer(settings: Settings, model: ArtifactRef) -> str:
+    """``promote`` to production for a run that goes well either way: what was decided, in words."""
+    try:
+        return "; ".join(promote(settings, model.fingerprint, GATED, force=False)[1])
+    except (PromotionRefused, DataError) as refused:  # not better, or too few prompts in common to say so
+        return str(refused)
 
 
 def _gate(

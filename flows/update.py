@@ -4,10 +4,11 @@ import io
 from collections.abc import Mapping, Sequence
 
 import pyarrow.parquet as pq
-from prefect import flow
+from prefect import flow, get_run_logger
 
 from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
 from flows.commands import preset_config
+from flows.comparison import offer
 from flows.lineage import check_places, data_sets, lineage_of
 from flows.settings import settings_for
 from tasks.artifacts import ArtifactRef, Manifest
@@ -77,6 +78,7 @@ def update(
     model: str = "production",
     sets: tuple[str, ...] = (),
     preset: str = "quickstart",
+    promote: bool = False,
     store: str = "",
 ) -> dict[str, StepResult]:
     """Take new pairs into the data of a model and train it further on all of it, as `dalle update` does.
@@ -88,6 +90,11 @@ def update(
         model: Reference of the model to go on from.
         sets: Settings that are to be other than those, each as section.key=value, e.g. train.steps=500.
         preset: Settings of the steps after curation, by name.
+        promote: Give the name production to the new model if it is better than the one that has it; the log says why not.
         store: Folder or s3://bucket/prefix that keeps the artifacts; empty = the worker's own default.
     """
-    return refresh(source, settings_for(store), STEPS, model, sets, preset)
+    s = settings_for(store)
+    results = refresh(source, s, STEPS, model, sets, preset)
+    if promote and "fit" in results:
+        get_run_logger().info(offer(s, results["fit"].ref))
+    return results

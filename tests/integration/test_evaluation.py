@@ -14,7 +14,7 @@ from support.tiny import TinyRun, command_sets, quietly, tiny_config
 from dalle_model.config import CurateConfig
 from dalle_model.errors import DataError, PromotionRefused, UsageError
 from flows import cross_validation
-from flows.comparison import promote, reproduce_figures
+from flows.comparison import offer, promote, reproduce_figures
 from flows.compression import compress
 from flows.cross_validation import summarise
 from tasks.comparison import compare
@@ -90,6 +90,7 @@ def test_production_changes_hands_for_a_better_model_only(two: tuple[str, str, s
     assert payload["gate"]["overall"] == "better" and "won over" in lines[-1]
     with pytest.raises(PromotionRefused, match=r"not better than production.*worse: .*--force"):
         promote(settings, short, "production", force=False)
+    assert "not better than production" in offer(settings, Store.open(store).resolve(short).ref(""))
     assert Store.open(store).resolve("production").fingerprint == longer
     assert promote(settings, short, "best", force=False)[0]["fingerprint"] == short, "other names are free"
     payload, _ = promote(settings, short, "production", force=True)

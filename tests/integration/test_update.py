@@ -27,7 +27,7 @@ def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_pat
     )
     common = ["--model", model, "--store", str(folder), "--preset", "tiny", "--json", *command_sets()]
     common += ["--out", str(tmp_path / "out")]
-    said = dalle("update", f"imagefolder:{new}", *common, DALLE_SPOOL=str(tmp_path / "spool"))
+    said = dalle("update", f"imagefolder:{new}", "--promote", *common, DALLE_SPOOL=str(tmp_path / "spool"))
     assert said.code == 0, said.err
     made = said.payload["artifacts"]
     assert list(made) == ["ingest", "curate", "encode", "fit", "evaluate"]
@@ -39,9 +39,11 @@ def test_new_pairs_are_taken_in_and_the_model_goes_on(tiny_run: TinyRun, tmp_pat
     fitted = store.find("fit", made["fit"]["fingerprint"])
     assert fitted is not None
     assert {used.name: used.fingerprint for used in fitted.inputs}["model"] == model
+    assert said.payload["promotion"] == [f"production is now fit {fitted.fingerprint[:12]}"]
+    assert store.resolve("production").fingerprint == fitted.fingerprint
     assert pairs.config["config"]["image_px"] == tiny_run.manifest("ingest").config["config"]["image_px"]
-    again = dalle("update", f"imagefolder:{new}", "--model", made["fit"]["fingerprint"], *common[2:])
-    assert again.code == 0, again.err
+    again = dalle("update", f"imagefolder:{new}", "--promote", "--model", made["fit"]["fingerprint"], *common[2:])
+    assert again.code == 0 and again.payload["promotion"] == [], again.err
     assert list(again.payload["artifacts"]) == ["ingest"], "with nothing new, nothing is trained"
     assert "holds no pair that the model's data lack" in again.err
 
