@@ -18,6 +18,8 @@ from enum import StrEnum
 
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
+from dalle_model.picture_bytes import sniff, webp_size, without_end
+
 
 class Reason(StrEnum):
     """Why ingest refused a row. The list is closed: ledgers, funnels and tests count on it."""
@@ -95,26 +97,9 @@ class Refused:
     score: float | None = None
 
 
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"BM", "BMP"),
-)
 _ADDRESS = re.compile(r" <[^>]* at 0x[0-9a-f]+>")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _PLAIN = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", *_SIXTEEN_BIT)
-
-
-def sniff(data: bytes) -> str | None:
-    """Format by magic bytes among those we read; the file's name and declared type are no evidence."""
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def decode(data: bytes, settings: DecodeSettings) -> Decoded | Refused:
@@ -144,9 +129,10 @@ def decode(data: bytes, settings: DecodeSettings) -> Decoded | Refused:
 
 
 def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded | Refused:
-    if kind == "WEBP" and (refusal := _refuse_size(*_webp_size(data), settings)):
+    if kind == "WEBP" and (refusal := _refuse_size(*webp_size(data), settings)):
         return refusal  # Pillow allocates the whole picture when it opens a WebP
-    image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
+    endless = without_end(data) if kind == "JPEG" else data
+    image: Image.Image = Image.open(io.BytesIO(endless), formats=(kind,))
     width, height = image.size
     if refusal := _refuse_size(width, height, settings):
         return refusal
@@ -161,7 +147,12 @@ def _decode_raster(data: bytes, kind: str, settings: DecodeSettings) -> Decoded 
     if kind == "JPEG":
         # The DCT scales by 1/2, 1/4, 1/8 for free; it stops above the wanted size, so quality is kept by the resize.
         image.draft(image.mode, _fit(width, height, settings.image_px))
-    image.load()
+    try:
+        image.load()
+    except OSError as error:
+        if endless is data or "truncated" not in str(error):
+            raise
+        return Refused(Reason.BROKEN_IMAGE, "JPEG: the data end before the last row")
     if kind == "PNG" and _rows_are_missing(data, image):
         return Refused(Reason.BROKEN_IMAGE, "PNG: the data end before the last row")
     profile, orientation = image.info.get("icc_profile"), _orientation(image)
@@ -202,21 +193,6 @@ def _refuse_size(width: int, height: int, settings: DecodeSettings) -> Refused |
             Reason.ASPECT_TOO_LONG, f"{size}, aspect {aspect:.1f}, the limit is {settings.max_aspect:g}", aspect
         )
     return None
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the first chunk of a WebP (RFC 9649); ValueError when it is none of the three kinds."""
-    chunk, start = data[12:16], data[20:30]
-    if len(start) < 10:
-        raise ValueError("the header is cut off")
-    if chunk == b"VP8X":
-        return 1 + int.from_bytes(start[4:7], "little"), 1 + int.from_bytes(start[7:10], "little")
-    if chunk == b"VP8L":
-        bits = int.from_bytes(start[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if chunk == b"VP8 ":
-        return int.from_bytes(start[6:8], "little") & 0x3FFF, int.from_bytes(start[8:10], "little") & 0x3FFF
-    raise ValueError(f"first chunk {chunk!r}")
 
 
 def _has_frames(image: Image.Image) -> bool:

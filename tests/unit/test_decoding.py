@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageCms
 from support.bad_images import corners, encoded, flat_png, photo, png, tiny_webp_of, wide_rgb_png
 
 from dalle_model.decoding import Decoded, DecodeSettings, Reason, Refused, decode
+from dalle_model.picture_bytes import without_end
 
 SETTINGS = DecodeSettings(image_px=64)
 
@@ -232,3 +234,22 @@ def test_svg_is_drawn_only_for_a_source_that_is_trusted_to_hold_it() -> None:
     assert (shown[:, :30] == (255, 0, 0)).all()
     assert (shown[:, 34:] == 255).all()
     assert reason(b"<svg", DecodeSettings(64, vector=True)) == Reason.BROKEN_IMAGE
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 2, "quality": 30}, {"restart_marker_blocks": 3}, {"optimize": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_ends_early_is_broken_though_it_has_an_end_mark(mode: str, options: dict[str, Any]) -> None:
+    """Its last rows would be grey, without a word."""
+    whole = encoded(photo(90, 70).convert(mode), "JPEG", **options)
+    for data in (whole, whole + b"\xff\xd9", whole + b"\0", whole[:-2] + bytes(16)):
+        assert isinstance(decode(data, SETTINGS), Decoded)
+    opened = Image.open(io.BytesIO(without_end(whole)))
+    assert np.array_equal(np.asarray(opened), np.asarray(Image.open(io.BytesIO(whole))))
+    for share in (0.3, 0.6, 0.9):
+        start = whole.rindex(b"\xff\xda")
+        found = decode(whole[: start + int(share * (len(whole) - start))] + b"\xff\xd9", SETTINGS)
+        assert found == Refused(Reason.BROKEN_IMAGE, "JPEG: the data end before the last row"), share
+    progressive = encoded(photo(90, 70).convert(mode), "JPEG", progressive=True)
+    assert without_end(progressive) is progressive
