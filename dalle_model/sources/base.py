@@ -1,5 +1,6 @@
 """What every source of pairs offers: rows in a fixed order, and the identity of its content."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -300,4 +301,13 @@ def existing(path: str | Remote, source: str) -> Any:
         raise SourceError(
             f"source {source}: {path or 'no path'} does not exist; give a path that does, relative to {Path.cwd()} or absolute"
         )
+    if not (found.is_file() or found.is_dir()):
+        raise SourceError(f"source {source}: {path} is a pipe, a socket or a device; give a file or a folder")
     return found.resolve()
+
+
+def regular(path: AnyPath) -> AnyPath:
+    """The path itself. OSError where a pipe, a socket or a device stands: opening one may wait for ever."""
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path

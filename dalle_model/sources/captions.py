@@ -1,5 +1,6 @@
 """What counts as a caption at all; whether it is a good one is curation's business."""
 
+import codecs
 import html
 import re
 from collections.abc import Iterable, Iterator
@@ -53,6 +54,13 @@ def text_of(value: Any) -> Any:
         except UnicodeDecodeError:
             return value
     return [text_of(each) for each in value] if isinstance(value, list) else value
+
+
+def text_in(data: bytes) -> str:
+    """The text of a file: UTF-16 behind its mark, else UTF-8. Bytes that are none become lone surrogates, which are refused."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16", errors="replace")
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def check_caption(value: Any, max_chars: int) -> str | Refused:

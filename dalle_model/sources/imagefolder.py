@@ -28,7 +28,7 @@ from dalle_model.sources.base import (
     trace_of,
     walk,
 )
-from dalle_model.sources.captions import each_caption
+from dalle_model.sources.captions import each_caption, text_in
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, kind_of, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
@@ -137,17 +137,24 @@ class ImageFolder:
                 if not is_named:
                     path = _path(found_path)
                     key = path.relative_to(self._root).as_posix()
-                    yield Row(key, self._text_beside(path), inside(self._root, path.parent, path.name))
+                    text = self._text_beside(path)
+                    if isinstance(text, Refused):
+                        refused = Refused(Reason.CAPTION_TOO_LONG, f"the text beside it: {text.detail}")
+                        yield Row(key, "", refused)
+                    else:
+                        yield Row(key, text, inside(self._root, path.parent, path.name))
 
     def _captioned(self, path: AnyPath) -> bool:
         return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
 
-    def _text_beside(self, path: AnyPath) -> str | None:
+    def _text_beside(self, path: AnyPath) -> str | Refused | None:
         text = path.with_suffix(".txt")
         if not text.is_file() or isinstance(inside(self._root, text.parent, text.name), Refused):
             return None
         data = read_picture(text, _MAX_TEXT_BYTES)
-        return None if isinstance(data, Refused) else data.decode(errors="surrogateescape")
+        if isinstance(data, Refused):
+            return data if data.reason is Reason.TOO_MANY_BYTES else None
+        return text_in(data)
 
 
 def row_of(

@@ -195,6 +195,7 @@ def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
         at_end = True
 
     header: list[str] | None = None
+    doublet = ""
     for first, last, cells in csv_rows(lines(), "\t" if tabs else delimiter_of(first_line)):
         if isinstance(cells, csv.Error):
             yield Line(last, Refused(Reason.BAD_METADATA, f"CSV: {cells}"))
@@ -206,11 +207,15 @@ def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
         if not cells:
             continue
         if header is None and not any(cell.startswith(("http://", "https://")) for cell in cells):
-            header = cells
+            header = [cell.strip() for cell in cells]
+            doublet = next((name for name in header if name and header.count(name) > 1), "")
             continue
         if header is None:  # a list of URLs without headings, as Conceptual Captions has it
             header = _headings_of(cells)
-        if len(cells) == len(header):
+        if doublet:  # as in JSON: two readers may train on different captions
+            words = f"the heading {doublet[:_KEPT_CHARS]!r} stands twice; leave one"
+            yield Line(last, Refused(Reason.BAD_METADATA, f"CSV: {words}"))
+        elif len(cells) == len(header):
             yield Line(last, dict(zip(header, cells, strict=True)))
         else:
             yield Line(last, Refused(Reason.BAD_METADATA, f"{len(cells)} cells under {len(header)} headings"))

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
-from dalle_model.sources.base import File, Row, existing, inside, skip, trace_of, walk
+from dalle_model.sources.base import File, Row, existing, inside, regular, skip, trace_of, walk
 from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
@@ -118,7 +118,7 @@ class ParquetFiles:
 
     def _open(self, path: AnyPath) -> Any:
         try:
-            return pq.ParquetFile(path.open() if isinstance(path, Remote) else path)
+            return pq.ParquetFile(path.open() if isinstance(path, Remote) else regular(path))
         except (pa.ArrowException, OSError) as error:
             raise SourceError(
                 f"{path} is no readable Parquet file ({_first_line(error)}); check the path, or write the file again"

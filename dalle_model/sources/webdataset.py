@@ -15,8 +15,8 @@ from typing import Any
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources.base import Row, existing, size_of, skip, trace_of, walk
-from dalle_model.sources.captions import each_caption
+from dalle_model.sources.base import Row, existing, regular, size_of, skip, trace_of, walk
+from dalle_model.sources.captions import each_caption, text_in
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
 from dalle_model.sources.remote import Remote
@@ -77,7 +77,7 @@ class WebDataset:
         sample = _Sample("")
         members, within = 0, False
         try:
-            with path.open("rb") as stream, unpacked_tar(stream) as plain:
+            with regular(path).open("rb") as stream, unpacked_tar(stream) as plain:
                 watched = WatchedTar(plain)
                 with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES, tarinfo=BoundedInfo) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
@@ -182,7 +182,7 @@ class _Sample:
         caption: Any = caption_in(record, column)
         text = self.members.get("txt")
         if caption is None and isinstance(text, bytes):
-            caption = text.decode(errors="surrogateescape")
+            caption = text_in(text)
         licence, author = record.get("licence", record.get("license")), record.get("author")
         return Row(
             f"{where}/{self.stem}",

@@ -4,6 +4,7 @@ import bz2
 import io
 import json
 import lzma
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,34 @@ def test_parquet_files_are_read_by_their_address(tmp_path: Path) -> None:
     assert [record["text"] for record in split.records(2)] == ["c", "a", "b", "c"]
     assert (list(split.records(4, ["text"])), split.count()) == ([{"text": "b"}, {"text": "c"}], 6)
     memory.rm("/set", recursive=True)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_told_and_not_waited_at(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.tar"):
+        os.mkfifo(tmp_path / name)
+    for source in (f"parquet:{tmp_path}/a.parquet", f"webdataset:{tmp_path}/a.tar"):
+        with pytest.raises(SourceError, match="a pipe, a socket or a device"):
+            open_source(IngestConfig(source=source))
+    with pytest.raises(SourceError, match="not a regular file"):
+        open_source(IngestConfig(source=f"parquet:{tmp_path}"))
+    assert [row[2] for row in seen(f"webdataset:{tmp_path}")] == ["unreadable_file"]
+
+
+def test_texts_beside_pictures_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    texts = {"a": "caf\u00e9".encode("utf-16"), "b": "\ufeffcaf\u00e9".encode(), "c": b"x" * 1_000_001, "d": b"caf\xe9"}
+    for name, data in texts.items():
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    tar_of(tmp_path / "t.tar", {"a.png": PNG, "a.txt": texts["a"]})
+    assert seen(f"imagefolder:{tmp_path}") == [
+        ("a.png", "caf\u00e9", ""), ("b.png", "caf\u00e9", ""), ("c.png", "", "caption_too_long"), ("d.png", "caf\udce9", "")
+    ]  # fmt: skip
+    assert seen(f"webdataset:{tmp_path}/t.tar") == [("t.tar/a", "caf\u00e9", "")]
+
+
+def test_a_heading_that_stands_twice_is_refused_and_spaces_round_one_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "two.csv").write_text("file_name,text,text\na.png,one,two\n")
+    (tmp_path / "spaced.csv").write_text("file_name, text ,,\na.png,one,,\n")
+    assert [row[2] for row in seen(f"csv:{tmp_path}/two.csv")] == ["bad_metadata"]
+    assert seen(f"csv:{tmp_path}/spaced.csv") == [("a.png", "one", "")]
