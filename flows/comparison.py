@@ -8,7 +8,7 @@ from typing import Any
 from dalle_model.config import EvaluateConfig
 from dalle_model.errors import CorruptObject, DalleError, DataError, PromotionRefused, RefNotFound, UsageError
 from flows import views
-from flows.inspection import Shown, all_manifests
+from flows.inspection import Shown, all_manifests, newest
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.comparison import Comparison, compare, comparison_page, figures_of, measured_apart, records_of
 from tasks.display import step_display
@@ -91,12 +91,12 @@ def _table(told: Comparison) -> list[str]:
 
 
 def promote(settings: Settings, ref: str, name: str, *, force: bool) -> Shown:
-    """``dalle promote``: a model takes over ``production`` only when it beats the one that has it.
+    """``dalle promote``: a model takes over ``production`` only when it beats the one that has it. ``latest`` is a model.
 
     Raises CorruptObject for a damaged model, or a damaged name without ``force``: what to beat is then unknown.
     """
     store = open_store(settings)
-    manifest = store.resolve(ref)
+    manifest = (newest(store, "model") if ref == "latest" else None) or store.resolve(ref)
     if name == GATED and manifest.kind != "model":
         raise UsageError(
             f"{ref!r} is of kind {manifest.kind}; {GATED} is what schedules draw with: give a model, or another name with --as"

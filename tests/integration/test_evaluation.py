@@ -93,6 +93,7 @@ def test_production_changes_hands_for_a_better_model_only(two: tuple[str, str, s
     assert "not better than production" in offer(settings, Store.open(store).resolve(short).ref(""))
     assert Store.open(store).resolve("production").fingerprint == longer
     assert promote(settings, short, "best", force=False)[0]["fingerprint"] == short, "other names are free"
+    assert promote(settings, "latest", "newest", force=False)[0]["fingerprint"] in (short, longer)
     payload, _ = promote(settings, short, "production", force=True)
     held = Store.open(store).read_ref("production")
     assert payload["forced"] and held is not None and held.fingerprint == short
