@@ -123,12 +123,22 @@ GENERATION = _schema(
 
 
 def normalise_caption(caption: str) -> str:
-    """NFC, control and format characters dropped, white space folded to single spaces."""
+    """NFC, control and format characters dropped, white space folded to single spaces.
+
+    Characters that this Python's Unicode does not know yet, new emoji say, stay: another Python would keep them.
+    """
     if caption.isascii() and caption.isprintable():  # most are, and need no look at each character
         return " ".join(caption.split())
     text = unicodedata.normalize("NFC", caption)
-    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or not _is_invisible(c))
     return " ".join(kept.split())
+
+
+def _is_invisible(char: str) -> bool:
+    kind, code = unicodedata.category(char), ord(char)
+    if kind == "Cn":  # not assigned, or one of those that never will be
+        return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return kind[0] == "C"
 
 
 def pair_id(image: bytes, caption: str) -> str:

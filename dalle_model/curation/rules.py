@@ -28,7 +28,11 @@ class Rule:
 RULES: tuple[Rule, ...] = (
     Rule("side_px", 1, "Shorter side of the source picture, px; vector pictures have none."),
     Rule("aspect", 1, "Long side over short side."),
-    Rule("caption_words", 1, "Words of the caption between spaces."),
+    Rule(
+        "caption_words",
+        2,
+        "Words of the caption between spaces, or two characters of a script that puts none between them.",
+    ),
     Rule("caption_chars", 1, "Characters of the caption."),
     Rule("word_repetition", 1, "Share of the most frequent word, of captions of four words or more."),
     Rule(

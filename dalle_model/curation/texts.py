@@ -57,9 +57,19 @@ def one_array(column: Any) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+# Scripts that put no spaces between words.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+
+
 def caption_words(captions: pa.Array) -> Scores:
-    """Words between spaces."""
-    return np.asarray(pc.count_substring(captions, " ").to_numpy(zero_copy_only=False), np.float64) + 1
+    """Words between spaces; where a script puts none between words, two of its characters count as a word."""
+    captions = one_array(captions)
+    words = np.asarray(pc.count_substring(captions, " ").to_numpy(zero_copy_only=False), np.float64) + 1
+    foreign = np.flatnonzero(~pc.string_is_ascii(captions).to_numpy(zero_copy_only=False))
+    if len(foreign):
+        found = pc.count_substring_regex(captions.take(pa.array(foreign)), _UNSPACED).to_numpy(zero_copy_only=False)
+        words[foreign] += np.maximum(found // 2 - 1, 0)
+    return words
 
 
 def caption_chars(captions: pa.Array) -> Scores:

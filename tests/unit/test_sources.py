@@ -373,6 +373,7 @@ def test_reading_a_file_never_blocks_and_never_exceeds_its_limit(tmp_path: Path)
         ("cut &#xd83d; or &#0;", "cut \ufffd or \ufffd"),
         ("\u202eevil\u202c text\u200b", "evil text"),
         ("bell \x07 here", "bell here"),
+        ("new \U000100ff, never \ufdd0\U0010ffff", "new \U000100ff, never"),  # not assigned yet; a later Unicode may
         ("مرحبا", "مرحبا"),
         ("<|endoftext|>", "<|endoftext|>"),
         ("", "no_caption"),
