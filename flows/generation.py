@@ -66,7 +66,9 @@ def _is_scheduled() -> bool:
 
 def _window(minutes: int) -> Window | None:
     """The window of this run; None without windows, and for a run that somebody asked for."""
-    due = getattr(getattr(get_run_context(), "flow_run", None), "expected_start_time", None)
+    run = getattr(get_run_context(), "flow_run", None)
+    due = getattr(run, "expected_start_time", None)
     if not minutes or due is None or not _is_scheduled():
         return None
-    return window_of(due, datetime.now(UTC), minutes)
+    # When it began by the server's clock, which made the schedule: on a worker whose clock is ahead every run was late.
+    return window_of(due, run.state.timestamp if run and run.state else datetime.now(UTC), minutes)

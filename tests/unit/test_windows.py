@@ -1,10 +1,12 @@
 """Which time window a scheduled run belongs to."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from flows import generation
 from flows.windows import Window, window_of
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -45,3 +47,16 @@ def test_a_daily_run_is_not_over_because_the_clocks_are_set_back() -> None:
     due = datetime(2026, 10, 25, 1, 30, tzinfo=ZoneInfo("Europe/Berlin"))
     late = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
     assert window_of(due.astimezone(UTC), late.astimezone(UTC), 24 * 60).behind == 0
+
+
+def test_a_run_is_late_by_the_servers_clock_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOON is over: by the clock of this machine, as on a worker whose clock is ahead, the run is windows late."""
+    state = SimpleNamespace(timestamp=NOON + timedelta(minutes=1))
+    run = SimpleNamespace(expected_start_time=NOON, auto_scheduled=True, state=state)
+    monkeypatch.setattr(generation, "get_run_context", lambda: SimpleNamespace(flow_run=run))
+    monkeypatch.setattr(
+        generation, "datetime", SimpleNamespace(now=lambda zone: (NOON + timedelta(hours=2)).astimezone(zone))
+    )
+    assert generation._window(60) == Window(int(NOON.timestamp()) // 3600, 0)
+    state.timestamp += timedelta(hours=1)
+    assert generation._window(60) == Window(int(NOON.timestamp()) // 3600, 1)
