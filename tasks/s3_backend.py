@@ -36,7 +36,6 @@ _REFUSED = {
     "SignatureDoesNotMatch": "the secret key does not fit the access key",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is invalid",
-    "RequestTimeTooSkewed": "this machine's clock is off",
 }
 
 
@@ -115,6 +114,8 @@ def _classify_code(response: dict[str, Any]) -> Fault:
         "IllegalLocationConstraintException",
     ):
         return Fault("fatal", f"the bucket lies in another region ({code}): set AWS_REGION")
+    if code == "RequestTimeTooSkewed":
+        return Fault("fatal", f"this machine's clock is off ({code}): set it, or turn its synchronisation on")
     if status in (401, 403) or code in _REFUSED:
         reason = _REFUSED.get(code, "access is denied")
         return Fault(

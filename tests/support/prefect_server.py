@@ -21,6 +21,7 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 START_S = 240.0  # about 20 s on a quiet machine with two cores
 RUN_S = 600.0  # the chain takes about 45 s there
 BUSY_S = 60.0
+ANSWER_S = 300.0  # bounds a hang; on a crowded machine the server took more than a minute for an answer
 
 
 class Refused(Exception):
@@ -117,7 +118,7 @@ class Up:
 
     def get(self, path: str) -> Any:
         """Ask the web server for JSON beside the API."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as response:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=ANSWER_S) as response:
             return json.loads(response.read())
 
     # the API ------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class Up:
         deadline = time.monotonic() + BUSY_S
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=60) as response:
+                with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
                     return json.loads(response.read() or b"null")
             except urllib.error.HTTPError as error:
                 words = error.read().decode()

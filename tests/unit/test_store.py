@@ -166,7 +166,7 @@ def test_transient_answers_are_tried_again(status: int, code: str) -> None:
         (403, "InvalidAccessKeyId", StoreUnreachable, "the access key is unknown"),
         (403, "SignatureDoesNotMatch", StoreUnreachable, "the secret key does not fit"),
         (400, "ExpiredToken", StoreUnreachable, "the session token has expired"),
-        (403, "RequestTimeTooSkewed", StoreUnreachable, "clock is off"),
+        (403, "RequestTimeTooSkewed", StoreUnreachable, "clock is off .*: set it"),
         (404, "NoSuchBucket", StoreUnreachable, "there is no such bucket"),
         (301, "PermanentRedirect", StoreUnreachable, "set AWS_REGION"),
         (507, "InsufficientStorage", StoreFull, "no space left"),
