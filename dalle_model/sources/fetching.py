@@ -325,7 +325,7 @@ class Fetcher:
             self._room.need(number, len(data) + len(piece), whole=False)
             data += piece
             if len(data) > limit:
-                raise Failed(Reason.TOO_MANY_BYTES, f"more than {limit} bytes were sent", len(data))
+                raise Failed(Reason.TOO_MANY_BYTES, f"more than {limit} bytes were sent", limit + 1)
         self._room.keep(number, len(data))
         return bytes(data)
 

@@ -114,6 +114,8 @@ class HuggingFace:
         while True:
             try:
                 record = next(records, None)
+            except SourceError:  # names the file
+                raise
             except Exception as error:  # the library raises many types, for the network as for bad files
                 raise SourceError(
                     f"hf:{self._path} stops at row {number} ({_words(error)}); run again to go on from there"

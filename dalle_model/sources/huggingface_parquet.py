@@ -5,13 +5,15 @@ from is found by the index of each file, where the library would read all rows b
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dalle_model.errors import SourceError
 from dalle_model.sources.metadata import MAX_LINE_BYTES
 from dalle_model.sources.parquet_large import Opens
 from dalle_model.sources.parquet_records import groups_from, limit_for, records_of, used_fields
@@ -23,6 +25,9 @@ class _Addressed:
 
     address: str
 
+    def __str__(self) -> str:
+        return self.address
+
     def open(self, mode: str) -> BinaryIO:
         """As of a path; tried again as the library does."""
         from datasets.utils.file_utils import xopen
@@ -31,7 +36,7 @@ class _Addressed:
 
 
 class ParquetSplit:
-    """The files of one split, in their order. Errors of the network and of damaged files are raised as they come."""
+    """The files of one split, in their order. SourceError for one that cannot be opened; what breaks later is raised as it comes."""
 
     def __init__(self, addresses: list[str], caption: str, image: str, max_image_bytes: int) -> None:
         self._files: list[Opens] = [_Addressed(place) if "://" in place else Path(place) for place in addresses]
@@ -59,5 +64,10 @@ class ParquetSplit:
 
     @contextmanager
     def _opened(self, path: Opens) -> Iterator[Any]:
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(pq.ParquetFile(opened.enter_context(path.open("rb"))))
+            except (pa.ArrowException, OSError) as error:
+                words = (str(error).splitlines() or [""])[0][:200]
+                raise SourceError(f"{path} is no readable Parquet file ({words}); fetch or write it again") from error
             yield file

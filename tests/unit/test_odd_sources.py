@@ -179,6 +179,16 @@ def test_a_giant_cell_of_a_parquet_data_set_costs_its_own_row(tmp_path: Path, mo
     assert open_source(IngestConfig(source=source)).count() == 4
 
 
+def test_a_parquet_file_of_a_data_set_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    pq.write_table(pa.table({"image": [PNG], "text": ["a"]}), tmp_path / "train-0.parquet")
+    (tmp_path / "train-1.parquet").write_bytes((tmp_path / "train-0.parquet").read_bytes()[:-20])
+    source = open_source(IngestConfig(source=f"hf:{tmp_path}"))
+    for read in (source.count, lambda: list(source.rows(0))):
+        with pytest.raises(SourceError, match=r"train-1\.parquet is no readable Parquet file"):
+            read()
+
+
 def test_a_data_set_may_hold_pictures_that_are_not_asked_for(tmp_path: Path) -> None:
     """The library decodes every picture of a record: a broken mask ended the run."""
     datasets = pytest.importorskip("datasets")

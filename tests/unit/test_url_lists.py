@@ -1,11 +1,14 @@
 """URL lists: what is fetched, what is not and why, and that no list leads where nobody should go."""
 
+import asyncio
 import csv
 import gzip
 import json
 import socket
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +19,12 @@ from support.data_steps import Data
 from support.web_sites import Page, Site, site
 
 from dalle_model.config import FetchConfig, IngestConfig
-from dalle_model.decoding import Refused
+from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.addresses import AddressPolicy
 from dalle_model.sources.captions import MAX_CAPTIONS
 from dalle_model.sources.failures import FAILURES
+from dalle_model.sources.fetch_failures import Failed
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
 from dalle_model.sources.metadata import MAX_LINE_BYTES
 from dalle_model.sources.permissions import SiteRules, TdmRules, header_reserves, tag_refuses, training_preference
@@ -93,6 +97,20 @@ def test_each_kind_of_answer_has_its_reason_and_class() -> None:
     assert "me@here" in agent
     classes = {FAILURES[r.reason] for r in results if isinstance(r, Refused)}
     assert classes == {"transient", "permanent"}
+
+
+@pytest.mark.parametrize("piece", [1000, 1001, 60_000])
+def test_the_score_of_an_endless_body_does_not_depend_on_how_it_comes(piece: int) -> None:
+    """It stands in the ledger, so the manifest was another at every run."""
+
+    async def pieces(size: int) -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * piece
+
+    response: Any = SimpleNamespace(content_length=None, content=SimpleNamespace(iter_chunked=pieces))
+    with pytest.raises(Failed) as failed:
+        asyncio.run(Fetcher(FetchSettings(max_bytes=20_000))._body(response, 0))
+    assert failed.value.refused == Refused(Reason.TOO_MANY_BYTES, "more than 20000 bytes were sent", 20_001)
 
 
 def test_what_may_pass_is_tried_again_and_the_rest_is_not() -> None:
