@@ -1,12 +1,15 @@
 """Contact sheets: a grid of pictures with a short label under each, as one PNG.
 
-The same input gives the same bytes on every machine with the same Pillow: the font is the one inside Pillow.
+The same input gives the same bytes on every machine with the same Pillow: the font is a package, Source Sans Pro (OFL). It
+has the letters of Latin, Greek and Cyrillic; Pillow's own has those of English, and "Häuser" was "H□user". Other scripts
+(CJK, Arabic, ...) are boxes here; the HTML pages beside the sheets show them in the reader's fonts.
 """
 
 import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +21,9 @@ _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 _GREY = (224, 224, 224)
 _GAP_PX = 6
-_FONT_PX = 11
+_FONT_PX = 12
 _LINE_PX = 13
 _TITLE_PX = 26
-
-_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 Tile = bytes | npt.NDArray[np.uint8] | None
@@ -59,7 +60,7 @@ def sectioned_sheet(
                 f"a contact sheet needs one label per picture, got {len(section.images)} pictures and {len(section.labels)} labels"
             )
     columns = max(1, min(columns, max((len(s.images) for s in sections), default=1)))
-    font = ImageFont.load_default(size=_FONT_PX)
+    font = _font(_FONT_PX)
     tile_w, tile_h = tile_px[0] + _GAP_PX, tile_px[1] + 2 * _LINE_PX + _GAP_PX
     heights = [(_TITLE_PX if s.title else 0) + max(-(-len(s.images) // columns), 1) * tile_h for s in sections]
     sheet = Image.new("RGB", (max(columns * tile_w + _GAP_PX, 240), sum(heights) + _GAP_PX), _PAPER)
@@ -70,12 +71,18 @@ def sectioned_sheet(
     return _png(sheet, max_bytes)
 
 
+def _font(px: int) -> ImageFont.FreeTypeFont:
+    with as_file(files("font_source_sans_pro") / "files" / "SourceSansPro-Regular.ttf") as path:
+        # Basic layout: the better one is a library that one machine has and another has not.
+        return ImageFont.truetype(str(path), px, layout_engine=ImageFont.Layout.BASIC)
+
+
 def _section(
-    sheet: Image.Image, section: Section, top: int, columns: int, tile_px: tuple[int, int], font: _Font
+    sheet: Image.Image, section: Section, top: int, columns: int, tile_px: tuple[int, int], font: ImageFont.FreeTypeFont
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     if section.title:
-        draw.text((_GAP_PX, top + 3), section.title, fill=_INK, font=ImageFont.load_default(size=_FONT_PX + 3))
+        draw.text((_GAP_PX, top + 3), section.title, fill=_INK, font=_font(_FONT_PX + 2))
         top += _TITLE_PX
     if not section.images:
         draw.text((_GAP_PX, top), "nothing to show", fill=_INK, font=font)
@@ -106,14 +113,14 @@ def _tile(sheet: Image.Image, picture: Tile, left: int, top: int, tile_px: tuple
     sheet.paste(shown, (left + (width - size[0]) // 2, top + (height - size[1]) // 2))
 
 
-def _lines(label: str, font: _Font, px: int) -> list[str]:
+def _lines(label: str, font: ImageFont.FreeTypeFont, px: int) -> list[str]:
     """The label in at most two lines no wider than a tile; a newline in it begins the second line."""
     first, _, second = label.partition("\n")
     lines = [line for part in (first, second) for line in _wrapped(part, font, px)]
     return [lines[0], _wrapped(second, font, px)[0]] if second and len(lines) > 2 else lines[:2]
 
 
-def _wrapped(text: str, font: _Font, px: int) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, px: int) -> list[str]:
     plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
     per_line = max(4, int(px / max(font.getlength(plain) / max(len(plain), 1), 1)))
     lines = textwrap.wrap(plain, per_line)[:2]
@@ -122,8 +129,8 @@ def _wrapped(text: str, font: _Font, px: int) -> list[str]:
     return [_fitted(line, font, px) for line in lines]
 
 
-def _fitted(text: str, font: _Font, px: int) -> str:
-    while len(text) > 1 and font.getlength(text) > px + _GAP_PX - 1:
+def _fitted(text: str, font: ImageFont.FreeTypeFont, px: int) -> str:
+    while len(text) > 1 and font.getlength(text) > px + _GAP_PX // 2:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else text[:-1]
     return text
 

@@ -8,7 +8,7 @@ from PIL import Image
 from support.bad_images import encoded, photo
 
 from dalle_model.errors import DataError
-from dalle_model.sheets import contact_sheet
+from dalle_model.sheets import _font, contact_sheet
 
 
 def opened(data: bytes) -> Image.Image:
@@ -60,3 +60,10 @@ def test_a_label_never_runs_into_the_next_tile() -> None:
 def test_labels_and_pictures_must_pair_up() -> None:
     with pytest.raises(DataError, match="1 pictures and 2 labels"):
         contact_sheet([None], ["a", "b"])
+
+
+def test_labels_have_the_letters_of_latin_greek_and_cyrillic() -> None:
+    font = _font(24)
+    box = bytes(font.getmask("\U0010fffe"))
+    for text in ("äöüßÉçñ", "łąęźżğışőđ", "ướựạặẩ", "жщыэюяїґ", "αβγδέώ", "–—“”„«»…€"):
+        assert [c for c in text if bytes(font.getmask(c)) == box] == []
