@@ -132,8 +132,9 @@ def dvae() -> PipelineConfig:
 
     Hardware: 1 core without bfloat16 instructions, one thread: 5.4 CPU minutes for the tokenizer, then the transformer of
     the quick start. Result: reconstructions of 18.0 dB (held-out pictures 17.4) with 700 of 1,024 codes in use; shapes and
-    faces are told, colours are mottled, letters and thin lines lost. fsq had 22.8 dB in twice the time. Measured once, on
-    2026-11-28 with torch 2.13 on Zen 3 (float32), the tokenizer alone.
+    faces are told, colours are mottled, letters and thin lines lost. fsq had 22.8 dB in twice the time. After 260 updates of
+    the transformer 0.198 of its drawings were recognised, held out 0.269; fsq's 0.190 and 0.269. Measured once, on
+    2026-11-28 with torch 2.13 on Zen 3 (float32).
     """
     chain = quickstart()
     optim = chain.tokenizer.optim.model_copy(
