@@ -8,7 +8,8 @@ from typing import Any
 from dalle_model.config import EvaluateConfig
 from dalle_model.errors import CorruptObject, DalleError, DataError, PromotionRefused, RefNotFound, UsageError
 from flows import views
-from flows.inspection import Shown, all_manifests, newest
+from flows.commands import artifact_of
+from flows.inspection import Shown, all_manifests
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.comparison import Comparison, compare, comparison_page, figures_of, measured_apart, records_of
 from tasks.display import step_display
@@ -96,7 +97,7 @@ def promote(settings: Settings, ref: str, name: str, *, force: bool) -> Shown:
     Raises CorruptObject for a damaged model, or a damaged name without ``force``: what to beat is then unknown.
     """
     store = open_store(settings)
-    manifest = (newest(store, "model") if ref == "latest" else None) or store.resolve(ref)
+    manifest = store.resolve(artifact_of(settings, ref, "model").fingerprint if ref == "latest" else ref)
     if name == GATED and manifest.kind != "model":
         raise UsageError(
             f"{ref!r} is of kind {manifest.kind}; {GATED} is what schedules draw with: give a model, or another name with --as"

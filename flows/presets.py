@@ -140,15 +140,8 @@ def dvae() -> PipelineConfig:
     optim = chain.tokenizer.optim.model_copy(
         update={"steps": 450, "batch_size": 32, "muon_lr": 0.03, "lr": 4e-3, "checkpoint_every": 100}
     )
-    tokenizer = TokenizerConfig(
-        kind="dvae",
-        image_px=64,
-        downsampling=8,
-        num_codes=1024,
-        width=16,
-        blocks_per_group=1,
-        optim=optim,
-        **_SHORT_DVAE,
+    tokenizer = chain.tokenizer.model_copy(
+        update={"kind": "dvae", "num_codes": 1024, "width": 16, "blocks_per_group": 1, "optim": optim}
     )
     return chain.model_copy(update={"tokenizer": tokenizer})
 
