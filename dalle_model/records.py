@@ -4,6 +4,7 @@ A schema's version rises when a column changes its meaning; readers refuse a ver
 """
 
 import hashlib
+import re
 import unicodedata
 
 import pyarrow as pa
@@ -122,23 +123,49 @@ GENERATION = _schema(
 )
 
 
+# Zero-width non-joiner and joiner. Persian and other languages of the Arabic script spell with the first, Indic scripts
+# with both, and emoji are put together by the second (Unicode 16, sections 9.2, 12.1 and 23.2; UTS 51).
+_JOINERS = re.compile("[\u200c\u200d]+")
+_EMOJI = re.compile("[\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001faff]\ufe0f?")
+_JOINABLE = re.compile("[\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u18af\u1b00-\u1b7f\ua980-\ua9df]")
+_VIRAMAS = frozenset("\u094d\u09cd\u0a4d\u0acd\u0b4d\u0bcd\u0c4d\u0ccd\u0d4d\u0dca")
+
+
 def normalise_caption(caption: str) -> str:
     """NFC, control and format characters dropped, white space folded to single spaces.
 
+    Joiners of zero width stay where they join: between letters of scripts that are spelled with them, and between emoji.
     Characters that this Python's Unicode does not know yet, new emoji say, stay: another Python would keep them.
     """
     if caption.isascii() and caption.isprintable():  # most are, and need no look at each character
         return " ".join(caption.split())
     text = unicodedata.normalize("NFC", caption)
     kept = "".join(" " if c.isspace() else c for c in text if c.isspace() or not _is_invisible(c))
-    return " ".join(kept.split())
+    if "\u200c" in kept or "\u200d" in kept:
+        kept = _JOINERS.sub(_joiner, kept)
+    # Once more: what stood on both sides of a dropped character may be one letter.
+    return " ".join(unicodedata.normalize("NFC", kept).split())
+
+
+def _joiner(found: re.Match[str]) -> str:
+    """The first of some joiners in a row, "" where it joins nothing: there it could only hide a word."""
+    text, (start, end) = found.string, found.span()
+    before, after = text[max(start - 2, 0) : start], text[end : end + 1]
+    if _is_joinable(before[-1:]) and (_is_joinable(after) or (found[0][0] == "\u200d" and before[-1] in _VIRAMAS)):
+        return found[0][0]
+    emoji = found[0][0] == "\u200d" and (_EMOJI.fullmatch(before) or _EMOJI.fullmatch(before[-1:]))
+    return "\u200d" if emoji and _EMOJI.fullmatch(after) else ""
+
+
+def _is_joinable(char: str) -> bool:
+    return _JOINABLE.match(char) is not None and unicodedata.category(char)[0] in "LM"
 
 
 def _is_invisible(char: str) -> bool:
     kind, code = unicodedata.category(char), ord(char)
     if kind == "Cn":  # not assigned, or one of those that never will be
         return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    return kind[0] == "C"
+    return kind[0] == "C" and char not in "\u200c\u200d"
 
 
 def pair_id(image: bytes, caption: str) -> str:

@@ -32,13 +32,17 @@ class Words:
 
 
 def words_of(captions: pa.Array, *, letters: str = "") -> Words:
-    """Lower-case captions, cut at spaces, or at all that is not in ``letters`` (the inside of an RE2 character class)."""
+    """Lower-case captions, cut at spaces, or at all that is not in ``letters`` (the inside of an RE2 character class).
+
+    Joiners of zero width cut nothing there: a word is the same with and without them.
+    """
     captions = one_array(captions)
     text = pc.utf8_lower(captions)
     if letters:
         odd = pc.match_substring_regex(text, rf"[^{letters} ]|  |^ | $")
         if pc.any(odd).as_py():  # most captions have single spaces alone; to look costs a fifth of replacing
-            spaced = pc.replace_substring_regex(text.filter(odd), f"[^{letters}]+", " ")
+            joined = pc.replace_substring_regex(text.filter(odd), "[\u200c\u200d]", "")
+            spaced = pc.replace_substring_regex(joined, f"[^{letters}]+", " ")
             text = pc.replace_with_mask(text, odd, pc.utf8_trim_whitespace(spaced))
     lists = pc.split_pattern(text, " ")
     flat = pc.list_flatten(lists)

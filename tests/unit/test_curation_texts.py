@@ -50,6 +50,16 @@ def test_scripts_without_spaces_have_words_too(caption: str, words: int) -> None
     assert caption_words(column("x y", caption)).tolist() == [2, words]
 
 
+def test_joiners_of_zero_width_cut_no_word() -> None:
+    """ "می\u200cخواهم" is one word of Persian, and a listed one is found with and without its joiner."""
+    words = words_of(column("میخواهم می\u200cخواهم", "x y"), letters=r"\p{L}\p{M}")
+    assert words.vocabulary == ["میخواهم", "x", "y"]
+    for listed in ("می\u200cخواهم", "میخواهم"):
+        own = parse_list(listed.encode(), "own")
+        assert own.counts(column("او می\u200cخواهم", "او میخواهم", "او می خواهم")).tolist() == [1, 1, 0]
+        assert own.found("او می\u200cخواهم") == ["میخواهم"]
+
+
 @given(st.lists(st.text().map(normalise_caption).filter(bool), max_size=20))
 def test_columns_say_what_plain_python_says(captions: list[str]) -> None:
     array = pa.array(captions, pa.string())

@@ -18,6 +18,7 @@ POLICY = PromptPolicy.standard(OWN)
         "ｄｒａｇｏｎｆｒｕｉｔ",  # full width
         "dr4g0nfru1t",
         "drag\u200bon\u00adfruit",  # zero-width space, soft hyphen
+        "drag\u200con\u200dfruit",  # joiners
         "d r a g o n f r u i t",
         "d.r.a.g.o.n.f.r.u.i.t please",
         "__d_r_a_g_o_n_f_r_u_i_t_",

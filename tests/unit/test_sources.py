@@ -11,12 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from support.bad_images import encoded, photo
 from support.data_steps import write_folder
 
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError, UsageError
+from dalle_model.records import normalise_caption
 from dalle_model.sources.base import Source, files_below, read_picture
 from dalle_model.sources.captions import check_caption
 from dalle_model.sources.huggingface import split_words
@@ -390,6 +393,44 @@ def test_reading_a_file_never_blocks_and_never_exceeds_its_limit(tmp_path: Path)
 def test_captions_are_kept_or_refused_as_documented(value: object, outcome: str) -> None:
     result = check_caption(value, 100)
     assert (result.reason.value if isinstance(result, Refused) else result) == outcome
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("می\u200cخواهم", "می\u200cخواهم"),  # Persian
+        ("می\u200b\u200c\u200cخواهم", "می\u200cخواهم"),
+        ("क्\u200dष और क्\u200cष", "क्\u200dष और क्\u200cष"),
+        ("അവന\u0d4d\u200d x", "അവന\u0d4d\u200d x"),  # Malayalam as written before Unicode 5.1, at the end of a word
+        ("👨\u200d👩\u200d👧, ❤\ufe0f\u200d🔥", "👨\u200d👩\u200d👧, ❤\ufe0f\u200d🔥"),
+        ("f\u200cu\u200dck \u200c\u200d", "fuck"),
+        ("کتاب\u200d x ١\u200c٢", "کتاب x ١٢"),  # at the end of a word, between digits
+        ("👨\u200d 👩\u200c👧", "👨 👩👧"),
+        ("e\u200b\u0301", "é"),
+    ],
+)
+def test_joiners_of_zero_width_stay_where_they_join(written: str, kept: str) -> None:
+    assert normalise_caption(written) == kept
+
+
+def test_every_emoji_of_several_parts_stays_whole() -> None:
+    emoji = pytest.importorskip("emoji", reason="pip install 'dalle-prefect[demo]'")
+    joined = [sequence for sequence in emoji.EMOJI_DATA if "\u200d" in sequence]
+    assert len(joined) > 1000
+    assert [sequence for sequence in joined if normalise_caption(sequence) != sequence] == []
+
+
+@given(
+    st.text(
+        st.one_of(
+            st.sampled_from("\u200c\u200d\u200b\u0301e\u0645\u064e\u0915\u094d👨\ufe0f\u2329\u0661 \n"), st.characters()
+        )
+    )
+)
+@example("e\u200b\u0301")
+def test_a_caption_is_normal_after_one_turn(caption: str) -> None:
+    """Ids hash normalised captions, and what is normalised again must keep its id."""
+    assert normalise_caption(normalise_caption(caption)) == normalise_caption(caption)
 
 
 # --------------------------------------------------------------------------------------------------- parquet and hf
