@@ -21,7 +21,8 @@ from dalle_model.config.pipeline import MAX_N, MAX_SEED
 from dalle_model.decoding import Refused
 from dalle_model.errors import SourceError
 from dalle_model.records import normalise_caption
-from dalle_model.sources.metadata import csv_rows, delimiter_of, json_record
+from dalle_model.sources.json_records import json_record
+from dalle_model.sources.metadata import csv_rows, delimiter_of
 from tasks.settings import Settings
 from tasks.store import Store, StoreOptions
 

@@ -82,11 +82,11 @@ class IngestConfig(Section):
         description="The step fails when more than this share of rows is rejected: then the source is wrong, not the rows.",
     )
     caption_column: str = Field(
-        "", description="Caption column of hf: and parquet: sources; empty = the first of text, caption, prompt, title."
+        "", description="Column of the caption; empty = the first of text, caption, prompt, title."
     )
     image_column: str = Field(
         "",
-        description="Image column of hf: and parquet: sources, URL column of urls:; empty = the first of image, bytes, jpg, png, or of url, image_url, image.",
+        description="Column of the picture, of its file (imagefolder:, jsonl:, csv:) or its URL (urls:); empty = the first of image, bytes, jpg, png, of file_name, filename, image, path, or of url, image_url, image.",
     )
     fetch: FetchConfig = Field(FetchConfig(), description="How pictures behind URLs are asked for.")
     retry: Literal["none", "transient"] = Field(

@@ -231,15 +231,18 @@ def files_below(root: AnyPath, *, hidden: bool) -> Iterator[str | Remote]:
 
 
 def named_below(root: AnyPath, names: Collection[str]) -> list[AnyPath]:
-    """The files of some names below ``root`` in the order of ``files_below``, hidden folders left out: a walk that sorts only those."""
+    """The files of some names, small or capital, below ``root`` in the order of ``files_below``, hidden folders left out.
+
+    A walk that sorts only those. Links are among them, wherever they lead.
+    """
     if isinstance(root, Remote):
-        return [path for path in root.walk(hidden=False) if path.name in names]
+        return [path for path in root.walk(hidden=False) if path.name.lower() in names]
     found: list[Path] = []
     waiting = [str(root)]
     while waiting:
         for entry in _listed(waiting.pop()):
-            if entry.name in names:
-                if entry.is_file(follow_symlinks=False):
+            if entry.name.lower() in names:
+                if entry.is_symlink() or entry.is_file(follow_symlinks=False):
                     found.append(Path(entry.path))
             elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                 waiting.append(entry.path)

@@ -1,11 +1,14 @@
 """A folder of pictures with captions in Hugging Face's convention.
 
-``metadata.jsonl`` or ``metadata.csv`` in any folder names pictures beside or below it (``file_name``) with their
-caption (``text``). A picture that no metadata names takes its caption from a text file of the same name, if any.
+``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet`` in any folder names pictures beside or below it
+(``file_name``) with their caption (``text``). A picture that no metadata names takes its caption from a text file of the
+same name, if any.
 """
 
+import os
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,23 +25,44 @@ from dalle_model.sources.base import (
     files_below,
     inside,
     key_below,
-    named_below,
     read_picture,
     skip,
     trace_of,
     walk,
 )
-from dalle_model.sources.captions import each_caption, text_in
+from dalle_model.sources.captions import each_caption, text_in, text_of
 from dalle_model.sources.contents import content_digest
-from dalle_model.sources.metadata import CAPTION_COLUMNS, caption_in, count_lines, extra_in, kind_of, read_lines
+from dalle_model.sources.folder_metadata import count_records, metadata_in, read_records
+from dalle_model.sources.metadata import CAPTION_COLUMNS, count_lines, extra_in, first_of, lowered, read_lines
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
+from dalle_model.sources.unpacking import kind_of
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+FILE_COLUMNS = ("file_name", "filename", "image", "image_path", "path", "file")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
 _MAX_TEXT_BYTES = 1_000_000
-_USED = frozenset({"file_name", "licence", "license", "author"})  # columns that are not carried along in `extra`
-_USED_BY_DEFAULT = _USED.union(CAPTION_COLUMNS)
+_LINKED_FOLDER = "a link to a folder elsewhere, which is not followed; give that folder as a source of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a record has its caption and its picture's file; "" = under one of the usual names, small or capital."""
+
+    caption: str = ""
+    image: str = ""
+
+    def image_in(self, fields: dict[str, Any]) -> str:
+        """The name of the column of the file, of ``lowered`` fields."""
+        wanted = (self.image, self.image.lower()) if self.image else FILE_COLUMNS
+        return next((name for name in wanted if name in fields), wanted[0])
+
+    def used(self, image: str) -> frozenset[str]:
+        """Columns that are not carried along in `extra`."""
+        captions = (self.caption, self.caption.lower()) if self.caption else CAPTION_COLUMNS
+        return frozenset({*captions, image, "licence", "license", "author"})
+
+
+_USUAL = Columns()
 
 
 class MetadataFile:
@@ -46,12 +70,12 @@ class MetadataFile:
 
     vector = False
 
-    def __init__(self, kind: str, path: str | Remote, caption_column: str = "") -> None:
+    def __init__(self, kind: str, path: str | Remote, columns: Columns = _USUAL) -> None:
         self.name = kind
         self._file = existing(path, kind)
         if not self._file.is_file() or (kind_of(self._file.name) in ("csv", "tsv")) != (kind == "csv"):
             raise SourceError(f"source {kind}: {path} is no .{kind} file; give one, or imagefolder:FOLDER")
-        self._root, self._column = self._file.parent, caption_column
+        self._root, self._columns = self._file.parent, columns
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
         return {self.name: content_digest(self._root, self._files(), tell)}
@@ -77,7 +101,7 @@ class MetadataFile:
             if isinstance(line.record, Refused):
                 yield Row(where, "", line.record), []
             else:
-                yield row_of(line.record, self._root, where, self._column, inside_root)
+                yield row_of(line.record, self._root, where, self._columns, inside_root)
 
 
 class ImageFolder:
@@ -86,15 +110,15 @@ class ImageFolder:
     name = "imagefolder"
     vector = False
 
-    def __init__(self, path: str | Remote, caption_column: str = "") -> None:
+    def __init__(self, path: str | Remote, columns: Columns = _USUAL) -> None:
         self._root = existing(path, "imagefolder")
         if not self._root.is_dir():
             raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
-        self._column = caption_column
-        self._metadata = named_below(self._root, METADATA_NAMES)
+        self._columns = columns
+        self._metadata = metadata_in(self._root)
         if not self._metadata and not any(self._captioned(p) for p in walk(self._root, hidden=False)):
             raise SourceError(
-                f"source imagefolder: {path} has no {' or '.join(METADATA_NAMES)} and no picture with a .txt beside it; "
+                f"source imagefolder: {path} has no metadata.jsonl, .csv or .parquet and no picture with a .txt beside it; "
                 'write metadata.jsonl with lines like {"file_name": "1.png", "text": "a red heart"}'
             )
 
@@ -107,7 +131,7 @@ class ImageFolder:
     def count(self) -> int:
         if not self._metadata:
             return sum(map(_is_picture, files_below(self._root, hidden=False)))
-        return sum(count_lines(path) for path in self._metadata)
+        return sum(map(count_records, self._metadata))
 
     def rows(self, start: int) -> Iterator[Row]:
         return skip((each for row in self._all_rows() for each in each_caption(row)), start)
@@ -116,19 +140,19 @@ class ImageFolder:
         named, inside_root = array("q"), Inside(self._root)
         for metadata in self._metadata:
             where, folder = metadata.relative_to(self._root).as_posix(), metadata.parent
-            for line in read_lines(metadata):
+            for line in read_records(metadata):
                 if isinstance(line.record, Refused):
                     yield Row(f"{where}#{line.number}", "", line.record)
                     continue
                 place = f"{where}#{line.number}"
-                row, paths = row_of(line.record, folder, place, self._column, inside_root)
+                row, paths = row_of(line.record, folder, place, self._columns, inside_root)
                 named.extend(map(hash, map(str, paths)))
                 yield row
         yield from self._unnamed(np.unique(np.frombuffer(named, np.int64)) if named else np.zeros(0, np.int64))
 
     def _unnamed(self, named: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[Row]:
         """Pictures that no metadata names. ``named`` holds a hash of each named path, sorted: memory stays small."""
-        found = (path for path in files_below(self._root, hidden=False) if _is_picture(path))
+        found = (path for path in files_below(self._root, hidden=False) if _is_picture(path) or _is_folder(path))
         while some := list(islice(found, 1024)):
             numbers = np.fromiter(map(hash, map(str, some)), np.int64, len(some))
             at = np.minimum(np.searchsorted(named, numbers), max(len(named) - 1, 0))
@@ -137,6 +161,10 @@ class ImageFolder:
                 if not is_named:
                     path = _path(found_path)
                     key = path.relative_to(self._root).as_posix()
+                    if not _is_picture(found_path):
+                        if isinstance(inside(self._root, path.parent, path.name), Refused):
+                            yield Row(key, "", Refused(Reason.NOT_A_FILE, _LINKED_FOLDER))
+                        continue
                     text = self._text_beside(path)
                     if isinstance(text, Refused):
                         refused = Refused(Reason.CAPTION_TOO_LONG, f"the text beside it: {text.detail}")
@@ -158,27 +186,36 @@ class ImageFolder:
 
 
 def row_of(
-    record: dict[str, Any], folder: AnyPath, where: str, column: str, inside_root: Inside
+    record: dict[str, Any], folder: AnyPath, where: str, columns: Columns, inside_root: Inside
 ) -> tuple[Row, list[File]]:
     """The row of a metadata record, and the paths it names: as written and, where it differs, where that leads."""
-    name = record.get("file_name")
+    fields = lowered(record)
+    column = columns.image_in(fields)
+    name = fields.get(column)
     if not isinstance(name, str):
-        return Row(where, "", Refused(Reason.BAD_METADATA, "file_name is missing or is not a text")), []
+        words = f"{column} is missing or is not a text; ingest.image_column names another column"
+        return Row(where, "", Refused(Reason.BAD_METADATA, words)), []
     image, written, key = inside_root(folder, name)
-    licence, author = record.get("licence", record.get("license")), record.get("author")
+    caption = text_of(first_of(fields, columns.caption, CAPTION_COLUMNS))
+    licence, author = first_of(fields, "", ("licence", "license")), fields.get("author")
     row = Row(
         key or where,  # what lies outside is named by its line: a key holds no path that is good on one machine only
-        caption_in(record, column),
-        image,
+        caption,
+        Refused(Reason.CAPTION_TOO_LONG, caption.detail) if isinstance(caption, Refused) else image,
         licence if isinstance(licence, str) else "",
         author if isinstance(author, str) else "",
-        extra_in(record, {*_USED, column} if column else _USED_BY_DEFAULT),
+        extra_in(record, columns.used(column)),
     )
     return row, [written] if image == written or isinstance(image, Refused) else [written, image]
 
 
 def _path(path: str | Remote) -> AnyPath:
     return Path(path) if isinstance(path, str) else path
+
+
+def _is_folder(path: str | Remote) -> bool:
+    """Whether it is a link to a folder: others are walked through."""
+    return isinstance(path, str) and os.path.islink(path) and os.path.isdir(path)
 
 
 def _is_picture(path: str | Remote) -> bool:

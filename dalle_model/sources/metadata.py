@@ -3,31 +3,21 @@
 One line stays one record whatever stands in it: a line that is none is an outcome, not an exception.
 """
 
-import bz2
-import codecs
 import csv
-import gzip
-import io
-import json
-import lzma
 import math
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Set
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO, cast
-
-import pyarrow as pa
+from typing import Any, BinaryIO
 
 from dalle_model.decoding import Reason, Refused
+from dalle_model.sources.json_records import buffered, encoding_of, json_records, text_stream
 from dalle_model.sources.remote import AnyPath
+from dalle_model.sources.unpacking import DAMAGED_GZ, damaged_gz, kind_of, unpacked
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
-DAMAGED_GZ = (EOFError, zlib.error, gzip.BadGzipFile)
-_PACKED = re.compile(r"\.(?:gz|bz2|xz|zst)$")
 _KEPT_CHARS = 500  # of a value that is carried along in `extra`
 _EXTRA_CHARS = 20_000  # of all names and values there: a line may hold a hundred thousand
 
@@ -41,7 +31,7 @@ class Line:
 
 
 def read_lines(path: AnyPath) -> Iterator[Line]:
-    """Records of a .jsonl, .csv or .tsv file, streamed; with .gz, .bz2, .xz or .zst behind its name it is unpacked on the way.
+    """Records of a .jsonl (or .json), .csv or .tsv file, streamed; with .gz, .bz2, .xz or .zst behind its name it is unpacked on the way.
 
     One that is cut off or damaged ends with a refused line that says so.
     """
@@ -49,65 +39,15 @@ def read_lines(path: AnyPath) -> Iterator[Line]:
     number = 0
     with path.open("rb") as stream, unpacked(stream, path.name) as plain:
         try:
-            lines = _csv_lines(plain, tabs=kind == "tsv") if kind in ("csv", "tsv") else _json_lines(plain)
+            if kind in ("csv", "tsv"):
+                lines = _csv_lines(plain, tabs=kind == "tsv")
+            else:
+                lines = (Line(*found) for found in json_records(plain, MAX_LINE_BYTES))
             for line in lines:
                 number = line.number
                 yield line
         except DAMAGED_GZ as error:
             yield Line(number + 1, damaged_gz(number, error))
-
-
-def damaged_gz(lines: int, error: BaseException) -> Refused:
-    """The row that stands for what is lost of a .gz after some lines."""
-    words = f"the file is cut off or damaged after line {lines} ({type(error).__name__})"
-    return Refused(Reason.UNREADABLE_FILE, f"{words}: what follows is lost; fetch or write it again")
-
-
-def kind_of(name: str) -> str:
-    """The kind of a file by its name, small letters, without a .gz or the like behind it: "csv" of "list.CSV.gz"."""
-    return _PACKED.sub("", name.lower()).rpartition(".")[2]
-
-
-def unpacked(stream: BinaryIO, name: str) -> AbstractContextManager[BinaryIO]:
-    """The stream itself, or what a .gz, .bz2, .xz or .zst unpacks to."""
-    kind = name.lower().rpartition(".")[2]
-    found: Any
-    if kind == "gz":
-        found = gzip.GzipFile(fileobj=stream, mode="rb")
-    elif kind == "bz2":
-        found = io.BufferedReader(_Unpacking(bz2.BZ2File(stream)))
-    elif kind == "xz":
-        found = io.BufferedReader(_Unpacking(lzma.LZMAFile(stream)))  # noqa: SIM115 - the caller closes it
-    elif kind == "zst":
-        found = io.BufferedReader(_Unpacking(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
-    else:
-        return nullcontext(stream)
-    return cast(AbstractContextManager[BinaryIO], found)
-
-
-def is_packed(name: str) -> bool:
-    """Whether a file is unpacked on the way, by its name."""
-    return _PACKED.search(name.lower()) is not None
-
-
-class _Unpacking(io.RawIOBase):
-    """What a packed stream holds; every library's word for damage is an EOFError here."""
-
-    def __init__(self, packed: Any) -> None:
-        self._packed = packed
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._packed.read(len(buffer))
-        except (lzma.LZMAError, pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's or the network's
-                raise
-            raise EOFError(str(error)) from error
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def count_lines(path: AnyPath) -> int:
@@ -119,12 +59,19 @@ def count_lines(path: AnyPath) -> int:
     return found
 
 
+def lowered(record: dict[str, Any]) -> dict[str, Any]:
+    """A record also by the small letters of its names: headings are often capitals. A name as it is written comes first."""
+    return {name.lower(): value for name, value in record.items()} | record
+
+
+def first_of(fields: dict[str, Any], wanted: str, usual: Sequence[str]) -> Any:
+    """The value of the column ``wanted``, or of the first of the usual names, in ``lowered`` fields. None when there is none."""
+    return next((fields[name] for name in ((wanted, wanted.lower()) if wanted else usual) if name in fields), None)
+
+
 def caption_in(record: dict[str, Any], column: str) -> Any:
-    """The caption of a record: ``column``, or the first of the usual names. None when there is none."""
-    for name in (column,) if column else CAPTION_COLUMNS:
-        if name in record:
-            return record[name]
-    return None
+    """The caption of a record: ``column``, or the first of the usual names, small or capital. None when there is none."""
+    return first_of(lowered(record), column, CAPTION_COLUMNS)
 
 
 def extra_in(record: dict[str, Any], used: Set[str]) -> dict[str, Any]:
@@ -134,7 +81,7 @@ def extra_in(record: dict[str, Any], used: Set[str]) -> dict[str, Any]:
     for name, value in record.items():
         number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
         plain = number or (isinstance(value, str) and len(value) <= _KEPT_CHARS)
-        if isinstance(name, str) and name not in used and plain:
+        if isinstance(name, str) and plain and name not in used and name.lower() not in used:
             room -= len(name) + (len(value) if isinstance(value, str) else 20)
             if room < 0:
                 break
@@ -142,50 +89,10 @@ def extra_in(record: dict[str, Any], used: Set[str]) -> dict[str, Any]:
     return kept
 
 
-def _json_lines(stream: BinaryIO) -> Iterator[Line]:
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                continue
-            yield Line(number, Refused(Reason.BAD_METADATA, f"line of more than {MAX_LINE_BYTES} bytes"))
-        elif line.strip():
-            yield Line(number, json_record(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
-
-
-def json_record(line: bytes) -> dict[str, Any] | Refused:
-    """The object that a JSON text of unknown quality holds, or why it holds none."""
-    try:
-        record = _DECODER.decode(line.decode())
-    except (ValueError, RecursionError) as error:  # covers bad UTF-8, bad JSON, doublets, too deep nesting
-        return Refused(Reason.BAD_METADATA, f"{type(error).__name__}: {error}"[:200])
-    return (
-        record
-        if isinstance(record, dict)
-        else Refused(Reason.BAD_METADATA, f"a JSON {type(record).__name__}, not an object")
-    )
-
-
-def _no_doublets(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        # JSON leaves open which value counts, so two readers may train on different captions.
-        raise ValueError("the same key stands twice in one object")
-    return record
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_doublets)
-
-
 def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    start = io.BufferedReader(stream)  # type: ignore[type-var]  # what gzip gives reads as well
-    if start.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # a spreadsheet's "Unicode text"
-        text = io.TextIOWrapper(start, "utf-16", errors="replace", newline="")
-    else:
-        # surrogateescape: bad UTF-8 in one cell must not end the file; the caption check refuses lone surrogates.
-        text = io.TextIOWrapper(start, "utf-8-sig", errors="surrogateescape", newline="")
+    start = buffered(stream)
+    text = text_stream(start, encoding_of(start.peek(2)))
     at_end = False
     first_line = next(text, "")
 

@@ -136,8 +136,9 @@ def _may_hold_paths(kind: pa.DataType) -> bool:
 
 
 def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: str, knob: str) -> str:
-    """The column to read: ``wanted``, or the first of the usual names. SourceError lists what is there, or names a doublet."""
-    for name in (wanted,) if wanted else usual:
+    """The column to read: ``wanted``, or the first of the usual names, small or capital. SourceError lists what is there, or names a doublet."""
+    capitals = [name for known in usual for name in names if name.lower() == known != name]
+    for name in (wanted,) if wanted else (*usual, *capitals):
         if names.count(name) > 1:  # Parquet allows it, and readers differ in which they take
             raise SourceError(
                 f"source {source} has {names.count(name)} columns {name!r}; write it with one, or set ingest.{knob}"

@@ -177,13 +177,13 @@ def _place(kind: str, words: str, remote: Opener | None) -> str | Remote:
 
 def _open_place(kind: str, place: str | Remote, config: IngestConfig) -> Source:
     if kind == "imagefolder":
-        from dalle_model.sources.imagefolder import ImageFolder
+        from dalle_model.sources.imagefolder import Columns, ImageFolder
 
-        return ImageFolder(place, config.caption_column)
+        return ImageFolder(place, Columns(config.caption_column, config.image_column))
     if kind in ("jsonl", "csv"):
-        from dalle_model.sources.imagefolder import MetadataFile
+        from dalle_model.sources.imagefolder import Columns, MetadataFile
 
-        return MetadataFile(kind, place, config.caption_column)
+        return MetadataFile(kind, place, Columns(config.caption_column, config.image_column))
     if kind == "webdataset":
         from dalle_model.sources.webdataset import WebDataset
 

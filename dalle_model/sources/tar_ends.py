@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, cast
 
+from dalle_model.sources.unpacking import UnpacksTooMuch, too_much
+
 _BLOCK = 512
 PIECE_BYTES = 1 << 16  # that ``tarfile`` should ask for at once
 _KEPT = PIECE_BYTES + 2 * _BLOCK  # it has asked for no more than this from the header on at which it stops
@@ -99,13 +101,15 @@ class _Again:
 class WatchedTar:
     """A stream for ``tarfile`` that remembers the last it gave, a few blocks.
 
+    most: bytes that the archive may unpack to, 0 for one that is not packed; behind them UnpacksTooMuch is raised.
     Behind its end it gives nothing a few times, then raises EOFError: to skip a member that claims 2^60 bytes, ``tarfile``
     would ask for each piece of them.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, most: int = 0) -> None:
         # Of what is unpacked before a damage none may be lost: `read` would drop it when it meets the damage.
         self._read: Callable[[int], bytes] = stream.read1  # type: ignore[attr-defined]
+        self._most = most
         self._tail = b""
         self._given = 0
         self._dry = 0  # times that nothing came
@@ -136,6 +140,8 @@ class WatchedTar:
         if piece:
             self._tail = (self._tail + piece)[-_KEPT:]
             self._given += len(piece)
+            if 0 < self._most < self._given:
+                raise UnpacksTooMuch(too_much(self._most))
         elif size:
             self._dry += 1
             if self._dry > _MAX_DRY:

@@ -1,6 +1,6 @@
 """A list of URLs with captions; the pictures are fetched when they are due.
 
-txt (a URL, white space, its caption), csv, tsv, jsonl and parquet, each also packed (.gz, .bz2, .xz, .zst). The list's content is the source's
+txt (a URL, white space, its caption), csv, tsv, jsonl (or json) and parquet, each also packed (.gz, .bz2, .xz, .zst). The list's content is the source's
 identity: what a server sends today is not ours to promise. What was fetched is in the receipts of the step, so a step
 that is killed goes on without asking again for what it has.
 """
@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,25 +26,22 @@ from dalle_model.sources.captions import check_caption, each_caption, text_of
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.failures import FAILURES
 from dalle_model.sources.fetching import Fetched, Fetcher, FetchSettings
+from dalle_model.sources.json_records import byte_lines
 from dalle_model.sources.metadata import (
     CAPTION_COLUMNS,
-    DAMAGED_GZ,
     MAX_LINE_BYTES,
     count_lines,
-    damaged_gz,
     extra_in,
-    is_packed,
-    kind_of,
     read_lines,
-    unpacked,
 )
 from dalle_model.sources.parquet_pages import DamagedPage
 from dalle_model.sources.parquet_records import is_bytes, is_list, records_of
 from dalle_model.sources.remote import AnyPath, Remote
 from dalle_model.sources.telling import Tell, silent
+from dalle_model.sources.unpacking import DAMAGED_GZ, damaged_gz, is_packed, kind_of, unpacked
 
 URL_COLUMNS = ("url", "image_url", "image", "link", "file_name")
-_KINDS = ("txt", "csv", "tsv", "jsonl", "parquet")
+_KINDS = ("txt", "csv", "tsv", "jsonl", "json", "parquet")
 _MAX_UNPACKED_BYTES = 16 * 2**30  # of a .parquet.gz, which cannot be read as a stream
 _BATCH_ROWS = 1024
 
@@ -194,14 +191,16 @@ class UrlList:
         with self._file.open("rb") as packed, unpacked(packed, self._file.name) as stream:
             number = 0
             try:
-                while line := stream.readline(MAX_LINE_BYTES + 1):
+                readline = byte_lines(stream)
+                while line := readline(MAX_LINE_BYTES + 1):
                     number += 1
                     where = f"{self._file.name}#{number}"
                     if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
-                        _to_line_end(stream)
+                        while (rest := readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                            continue
                         yield where, Refused(Reason.BAD_METADATA, f"line of more than {MAX_LINE_BYTES} bytes")
                         continue
-                    words = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").split(None, 1)
+                    words = line.decode("utf-8", "surrogateescape").split(None, 1)
                     if words:
                         yield where, {"url": words[0], **({"text": words[1].strip()} if words[1:] else {})}
             except DAMAGED_GZ as error:
@@ -247,11 +246,6 @@ def _unpacked(path: AnyPath) -> Iterator[Path]:
                 raise OSError(f"it unpacks to more than {_MAX_UNPACKED_BYTES} bytes")
         whole.flush()
         yield Path(whole.name)
-
-
-def _to_line_end(stream: BinaryIO) -> None:
-    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-        continue
 
 
 def _damaged(path: AnyPath, error: BaseException) -> SourceError:

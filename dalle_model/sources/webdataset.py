@@ -18,12 +18,14 @@ from dalle_model.errors import SourceError, UsageError
 from dalle_model.sources.base import Row, existing, regular, size_of, skip, trace_of, walk
 from dalle_model.sources.captions import each_caption, text_in
 from dalle_model.sources.contents import content_digest
-from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in, json_record
+from dalle_model.sources.json_records import json_record
+from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar
 from dalle_model.sources.telling import Tell, silent
+from dalle_model.sources.unpacking import UnpacksTooMuch, most_unpacked
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_PLACES = 1_000_000
@@ -78,7 +80,7 @@ class WebDataset:
         members, within = 0, False
         try:
             with regular(path).open("rb") as stream, unpacked_tar(stream) as plain:
-                watched = WatchedTar(plain)
+                watched = WatchedTar(plain, most_unpacked(stream) if plain is not stream else 0)
                 with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES, tarinfo=BoundedInfo) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
                         members += 1
@@ -108,7 +110,11 @@ class WebDataset:
             # A sample is used when all of it that came is whole, and not when it broke off within a file.
             if sample.members and not within:
                 yield sample.row(where, self._column)
-            yield _cut(where, members, f"the archive is damaged or cut off ({type(error).__name__})")
+            if isinstance(error, UnpacksTooMuch):
+                words = f"after {members} members {error}; what follows is lost"
+                yield Row(where, "", Refused(Reason.TOO_MANY_BYTES, words))
+            else:
+                yield _cut(where, members, f"the archive is damaged or cut off ({type(error).__name__})")
         finally:
             self._before += size_of(path)
             self._passed = self._before

@@ -1,6 +1,7 @@
 """Sources as people have them: several captions of a picture, packed lists, Windows paths, ranges of archives."""
 
 import bz2
+import gzip
 import io
 import json
 import lzma
@@ -18,9 +19,10 @@ from support.data_steps import Data, write_folder
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Refused
 from dalle_model.errors import SourceError, UsageError
-from dalle_model.sources import parquet_large
+from dalle_model.sources import json_records, parquet_large, unpacking
 from dalle_model.sources.captions import MAX_CAPTIONS
 from dalle_model.sources.huggingface_parquet import ParquetSplit
+from dalle_model.sources.metadata import read_lines
 from dalle_model.sources.registry import open_source
 
 PNG, OTHER = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30, seed=1), "PNG")
@@ -241,3 +243,159 @@ def test_a_heading_that_stands_twice_is_refused_and_spaces_round_one_do_not_coun
     (tmp_path / "spaced.csv").write_text("file_name, text ,,\na.png,one,,\n")
     assert [row[2] for row in seen(f"csv:{tmp_path}/two.csv")] == ["bad_metadata"]
     assert seen(f"csv:{tmp_path}/spaced.csv") == [("a.png", "one", "")]
+
+
+# ------------------------------------------------------------------------------------------- packed to no good purpose
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_a_list_that_unpacks_to_far_more_than_its_size_ends_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}[suffix]
+    monkeypatch.setattr(unpacking, "MOST_BYTES", 100_000)
+    (tmp_path / "a.png").write_bytes(PNG)
+    line = b'{"file_name": "a.png", "text": "one"}\n'
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(pack(line + b" " * 2_000_000 + b"\n" + line))
+    rows = list(open_source(IngestConfig(source=f"jsonl:{path}")).rows(0))
+    assert [row.caption for row in rows] == ["one", ""]
+    assert isinstance(rows[1].image, Refused) and rows[1].image.reason == "too_many_bytes"
+    assert "over 100 times its size; if you trust it, unpack it" in rows[1].image.detail
+    assert open_source(IngestConfig(source=f"jsonl:{path}")).count() < 3
+    path.write_bytes(pack(b"".join(b'{"file_name": "a.png", "text": "row %d"}\n' % n for n in range(5_000))))
+    assert seen(f"jsonl:{path}", 4_999) == [("a.png", "row 4999", "")], "three times the limit, ten times its size"
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tgz", "tar.bz2", "tar.xz"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_ends_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(unpacking, "MOST_BYTES", 100_000)
+    pack = {"z2": bz2.compress, "xz": lzma.compress}.get(suffix[-2:], gzip.compress)
+    tar_of(tmp_path / "a", {"1.png": PNG, "1.txt": b"one", "2.bin": bytes(3_000_000), "3.png": PNG, "3.txt": b"three"})
+    bomb = tmp_path / f"a.{suffix}"
+    bomb.write_bytes(pack((tmp_path / "a").read_bytes()))
+    rows = list(open_source(IngestConfig(source=f"webdataset:{bomb}")).rows(0))
+    assert [row.caption for row in rows] == ["one", None, ""]
+    assert isinstance(rows[2].image, Refused) and rows[2].image.reason == "too_many_bytes"
+    assert "unpack it and give what comes out; what follows is lost" in rows[2].image.detail
+    (tmp_path / "a").rename(tmp_path / "a.tar")
+    assert [row[1] for row in seen(f"webdataset:{tmp_path}/a.tar")] == ["one", None, "three"], "the remedy"
+
+
+# ------------------------------------------------------------------------------------------------ metadata as it comes
+
+
+def test_an_array_of_objects_is_read_like_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    records = [{"file_name": "a.png", "text": f"größer 猫 {n}", "parts": [{"a": "]}"}]} for n in range(50)]
+    expected = [("a.png", f"größer 猫 {n}", "") for n in range(50)]
+    path = tmp_path / "list.json"
+    for text in (json.dumps(records), json.dumps(records, indent=2, ensure_ascii=False), json.dumps(records) + "\n\n"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            for piece in (7, 1 << 16):
+                monkeypatch.setattr(json_records, "_PIECE", piece)
+                path.write_bytes(text.encode(encoding))
+                assert seen(f"jsonl:{path}") == expected, (text[:20], encoding, piece)
+    path.write_bytes("".join(json.dumps(record) + "\r\n" for record in records).encode("utf-16"))
+    assert seen(f"jsonl:{path}") == expected, "lines in UTF-16"
+    path.with_suffix(".json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
+    assert seen(f"jsonl:{path}.gz", 49) == expected[49:]
+
+
+@pytest.mark.parametrize(
+    ("text", "captions", "words"),
+    [
+        ('[{"text": "a"}, 7, {"text": "b"}]', ["a", "", "b"], "a JSON int"),
+        ('[{"text": "a"}, {"text": "x", "text": "y"}, {"text": "b"}]', ["a", "", "b"], "stands twice"),
+        ('[{"text": "a"}, {"text": bad}, {"text": "b"}]', ["a", ""], "object 2 of the array is no whole JSON"),
+        ('[{"text": "a"} {"text": "b"}]', [""], "no comma behind an object"),
+        ('[{"text": "a"}, {"text": "b"', ["a", ""], "what follows is lost"),
+        ('[{"text": "a"}', [""], "the array has no end"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', ["a", ""], "goes on behind its array"),
+        ('[{"text": "a"}, {"text": "' + "x" * 1_100_000 + '"}]', ["a", ""], "more than 1000000 bytes"),
+        ('[{"text": "a"}, {"text": ' + "[" * 200_000 + "}]", ["a", ""], "what follows is lost"),
+        ('{\n  "images": [],\n  "annotations": []\n}\n', [""], "give one object a line, or an array of objects"),
+        ('["a", "b"]\n{"text": "b"}\n', ["", "b"], "a JSON list, not an object"),
+    ],
+)
+def test_what_is_no_object_of_an_array_is_told(tmp_path: Path, text: str, captions: list[str], words: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    records = [line.record for line in read_lines(tmp_path / "list.json")]
+    assert [record["text"] if isinstance(record, dict) else "" for record in records] == captions
+    assert [words in record.detail for record in records if isinstance(record, Refused)] == [True]
+
+
+@pytest.mark.parametrize("headings", [("File_Name", "Text", "Licence"), ("FILENAME", "CAPTION", "License"),
+                                      ("image", "prompt", "licence"), ("Path", "Title", "LICENSE")])  # fmt: skip
+def test_headings_are_found_small_or_capital(tmp_path: Path, headings: tuple[str, str, str]) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "metadata.csv").write_text(f"{','.join(headings)},Place\na.png,one,CC0,here\n")
+    (row,) = open_source(IngestConfig(source=f"imagefolder:{tmp_path}")).rows(0)
+    assert (row.key, row.caption, row.licence, row.extra) == ("a.png", "one", "CC0", {"Place": "here"})
+    pq.write_table(pa.table({"Image": [PNG], "Text": ["one"]}), tmp_path / "t.parquet")
+    assert seen(f"parquet:{tmp_path}/t.parquet") == [("t.parquet#0", "one", "")]
+
+
+def test_columns_of_a_folder_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "metadata.csv").write_text("file_name;Bild;text;Titel\nno.png;a.png;no;ein Herz\n")
+    config = IngestConfig(source=f"imagefolder:{tmp_path}", caption_column="titel", image_column="Bild")
+    assert [(row.key, row.caption) for row in open_source(config).rows(0)] == [("a.png", "ein Herz")]
+    assert seen(f"imagefolder:{tmp_path}")[0] == ("no.png", "no", "")
+    (tmp_path / "metadata.csv").write_text("pic,text\na.png,x\n")
+    (row, _) = open_source(IngestConfig(source=f"imagefolder:{tmp_path}")).rows(0)
+    assert isinstance(row.image, Refused) and "ingest.image_column names another" in row.image.detail
+
+
+def test_a_table_of_metadata_is_read_as_hugging_face_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(PNG)
+    table = pa.table({"file_name": ["a.png", "../x", "a.png"], "text": [["one", "two"], ["x"], None], "n": [1, 2, 3]})
+    pq.write_table(table.append_column("bytes", pa.array([b"x"] * 3)), tmp_path / "sub" / "metadata.parquet")
+    source = open_source(IngestConfig(source=f"imagefolder:{tmp_path}"))
+    assert source.count() == 3
+    assert seen(f"imagefolder:{tmp_path}") == [("sub/a.png", "one", ""), ("sub/a.png", "two", ""), ("x", "x", ""), ("sub/a.png", None, "")]  # fmt: skip
+    assert next(iter(source.rows(0))).extra == {"n": 1}
+    (tmp_path / "sub" / "metadata.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(SourceError, match=r"metadata\.parquet is damaged"):
+        seen(f"imagefolder:{tmp_path}")
+
+
+def test_metadata_that_would_be_passed_over_is_read_or_told(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "set", tmp_path / "elsewhere.jsonl"
+    write_folder(folder, {"a.png": PNG}, [{"file_name": "a.png", "text": "one"}])
+    (folder / "metadata.jsonl").rename(folder / "notes.jsonl")
+    (folder / "metadata.jsonl").symlink_to("notes.jsonl")
+    assert seen(f"imagefolder:{folder}") == [("a.png", "one", "")]
+    (folder / "notes.jsonl").rename(elsewhere)
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.jsonl").symlink_to(elsewhere)
+    with pytest.raises(SourceError, match=r"leads out of .*; put a copy of the file there"):
+        seen(f"imagefolder:{folder}")
+    (folder / "metadata.jsonl").unlink()
+    elsewhere.rename(folder / "Metadata.JSONL")
+    assert seen(f"imagefolder:{folder}") == [("a.png", "one", "")]
+    (folder / "metadata.csv").write_text("file_name,text\na.png,two\n")
+    with pytest.raises(SourceError, match=r"both Metadata\.JSONL and metadata\.csv.*keep one"):
+        seen(f"imagefolder:{folder}")
+
+
+def test_a_linked_folder_is_not_passed_over_silently(tmp_path: Path) -> None:
+    for name in ("set/a", "elsewhere/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(PNG)
+        (tmp_path / name / "1.txt").write_text("one")
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "set" / "c").symlink_to("a")  # whose pictures are there
+    assert seen(f"imagefolder:{tmp_path}/set") == [("a/1.png", "one", ""), ("b", "", "not_a_file")]
+
+
+def test_a_list_of_addresses_in_utf16_or_as_an_array_is_read(tmp_path: Path) -> None:
+    expected = [("ftp://x/a", "größer", "bad_url")]
+    (tmp_path / "u.txt").write_bytes("ftp://x/a größer\r\n".encode("utf-16"))
+    assert seen(f"urls:{tmp_path}/u.txt") == expected
+    for name in ("u.json", "u.jsonl"):
+        (tmp_path / name).write_text(json.dumps([{"URL": "ftp://x/a", "TEXT": "größer"}], indent=1))
+        assert seen(f"urls:{tmp_path}/{name}") == expected
