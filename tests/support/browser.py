@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 # No sandbox: CI runs as root. The rest keeps the browser from calling home, so that every request seen is the page's.
 ARGUMENTS = (
@@ -27,6 +27,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+SLOW_MS = 120_000  # shared cores: a page may take its time, but it must come
 INSTALL_BROWSER = "apt-get install chromium (or set CHROMIUM to the path of a Chromium or Chrome)"
 INSTALL_PLAYWRIGHT = 'pip install ".[test]"'
 
@@ -56,11 +57,40 @@ def open_browser() -> Iterator["Browser"]:
         missing("Playwright", INSTALL_PLAYWRIGHT)
     path = chromium_path()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(ARGUMENTS), timeout=SLOW_MS)
         try:
             yield browser
         finally:
             browser.close()
+
+
+def expect(what: "Page | Locator") -> Any:
+    """Playwright's ``expect``: what an action leads to comes later than the action ends, so ask until it is so."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=SLOW_MS)
+    return expect(what)
+
+
+def wait_pictures(page: "Page", within: str = "body") -> None:
+    """Wait until all pictures below a CSS selector are loaded that the window shows: others may load when they come.
+
+    Asked inside the page: Playwright's own ``wait_for_function`` needs ``eval``, which the policy of our pages forbids.
+    """
+    missing = page.evaluate(
+        f"""async () => {{
+            const shown = (image) => {{
+                const at = image.getBoundingClientRect();  // of a closed <details> it has one, too
+                return image.checkVisibility() && at.bottom > 0 && at.top < innerHeight;
+            }};
+            const missing = () => [...document.querySelectorAll("{within} img")]
+                .filter((image) => shown(image) && !(image.complete && image.naturalWidth > 0));
+            const deadline = performance.now() + {SLOW_MS};
+            while (missing().length && performance.now() < deadline) await new Promise((done) => setTimeout(done, 20));
+            return missing().map((image) => image.outerHTML.slice(0, 200));
+        }}"""
+    )
+    assert not missing, missing
 
 
 def output_folder() -> Path:
