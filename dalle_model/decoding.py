@@ -16,9 +16,9 @@ import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
-from PIL import Image, ImageChops, ImageCms, ImageFile
+from PIL import AvifImagePlugin, Image, ImageChops, ImageCms, ImageFile
 
-from dalle_model.picture_bytes import sniff, webp_size, without_end
+from dalle_model.picture_bytes import sniff, unread, webp_size, without_end
 
 
 class Reason(StrEnum):
@@ -112,12 +112,15 @@ def decode(data: bytes, settings: DecodeSettings) -> Decoded | Refused:
         return _draw(data, settings)
     kind = sniff(data)
     if kind is None:
-        return Refused(Reason.UNKNOWN_FORMAT, f"starts with {data[:8]!r}; JPEG, PNG, WebP, GIF, TIFF and BMP are read")
+        known = unread(data)
+        words = f"a {known} file; convert it" if known else f"starts with {data[:8]!r}"
+        return Refused(Reason.UNKNOWN_FORMAT, f"{words}; JPEG, PNG, WebP, AVIF, GIF, TIFF and BMP are read")
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
         # Pillow warns of corrupt EXIF and odd headers: noise here. A bomb is caught by our own pixel limit.
         warnings.simplefilter("ignore")
         Image.MAX_IMAGE_PIXELS = None
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a pool has a process for each processor
         try:
             return _decode_raster(data, kind, settings)
         except MemoryError:

@@ -10,6 +10,8 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"BM", "BMP"),
 )
 _LOOKAHEAD = 16
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
 
 def sniff(data: bytes) -> str | None:
@@ -17,7 +19,30 @@ def sniff(data: bytes) -> str | None:
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
-    return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "AVIF" if _AVIF & _brands(data) else None
+
+
+def unread(data: bytes) -> str:
+    """The name of a format of pictures that is not read, "" where the bytes are of none that is known."""
+    if _HEIC & _brands(data):
+        return "HEIC"
+    if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return "JPEG XL"
+    if data.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")):
+        return "JPEG 2000"
+    if data.startswith(b"%PDF-"):
+        return "PDF"
+    return "SVG" if b"<svg" in data[:1000] else ""
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """What a file in boxes (ISO/IEC 14496-12) says it is: its major brand and those it is compatible with."""
+    if data[4:8] != b"ftyp":
+        return set()
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[at : at + 4] for at in (8, *range(16, size, 4))}
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

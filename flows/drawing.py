@@ -73,7 +73,7 @@ def picture_at(path: Path) -> UInt8:
     SourceError when it is not there, DataError when it cannot be read.
     """
     if not path.is_file():
-        raise SourceError(f"{path} is not a file; give a picture (PNG, JPEG, WebP, GIF, TIFF or BMP)")
+        raise SourceError(f"{path} is not a file; give a picture (PNG, JPEG, WebP, AVIF, GIF, TIFF or BMP)")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import time
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote
 
 from dalle_model.decoding import Reason, Refused
 from dalle_model.errors import SourceError
@@ -27,7 +29,9 @@ _TRACE = struct.Struct("<QQqqq")
 _FOLDERS = 4096  # resolved folders that are remembered
 File = str | Remote
 """A picture to read. On this machine a plain text: a path object costs more than all else about a row."""
-_OUTSIDE = "the path or a symbolic link leads out of the source's folder"
+_OUTSIDE = (
+    "the path or a symbolic link leads out of the source's folder; give a source whose folder holds the pictures, too"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,8 @@ class Inside:
 
     def __call__(self, folder: AnyPath, name: str) -> Named:
         """The file ``name`` beside a metadata file in ``folder``."""
-        if "\\" in name and not _is_there(folder, name):
-            name = name.replace("\\", "/")  # as it is written on Windows
+        if "\\" in name or "%" in name or not name.isascii():
+            name = _as_it_is_there(folder, name)
         if isinstance(folder, Path) and name[:1] != "/" and _unusable(name) is None:
             above, _, last = name.rpartition("/")
             place = self._folder(str(folder), above)
@@ -170,6 +174,18 @@ class Inside:
             key = written[len(root) :] if written.startswith(root) else None
             found = self._folders[folder, above] = _Folder(written, key, _slashed(real), links)
         return found
+
+
+def _as_it_is_there(folder: AnyPath, name: str) -> str:
+    """A name in the spelling under which a file is there, where that is another than the written one.
+
+    Windows writes back slashes, tools that label pictures write "%20", and a Mac takes letters and their accents apart.
+    """
+    if not _is_there(folder, name):
+        plain = name.replace("\\", "/")
+        spellings = (plain, unquote(plain), unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain))
+        return next((other for other in spellings if _is_there(folder, other)), plain)
+    return name
 
 
 def _is_there(folder: AnyPath, name: str) -> bool:
@@ -199,8 +215,8 @@ def _within(root: AnyPath, path: str) -> str | Refused:
 def _unusable(name: str) -> Refused | None:
     if not name or "\0" in name:
         return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
-    if name.startswith(("http://", "https://")):
-        return Refused(Reason.BAD_METADATA, "file_name is a URL; a list of URLs is read by urls:LIST")
+    if name.startswith(("http://", "https://", "file://")):
+        return Refused(Reason.BAD_METADATA, "file_name is a URL; give a path; a list of URLs is read by urls:LIST")
     try:
         name.isascii() or os.fsencode(name)
     except UnicodeEncodeError:  # "\\ud800" in JSON: half a character, which no file is named by

@@ -29,7 +29,9 @@ def each_caption(row: Row) -> Iterator[Row]:
     if not isinstance(captions, list):
         yield row
     elif len(captions) > MAX_CAPTIONS:
-        refused = Refused(Reason.BAD_METADATA, f"{len(captions)} captions of one picture, the limit is {MAX_CAPTIONS}")
+        refused = Refused(
+            Reason.BAD_METADATA, f"{len(captions)} captions of one picture, the limit is {MAX_CAPTIONS}; leave the best"
+        )
         yield replace(row, caption="", image=refused)
     else:
         yield from (replace(row, caption=caption) for caption in captions or [None])

@@ -39,7 +39,15 @@ from dalle_model.sources.telling import Tell, silent
 from dalle_model.sources.unpacking import kind_of
 
 FILE_COLUMNS = ("file_name", "filename", "image", "image_path", "path", "file")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"}
+# The last are not read, which the ledger says of each: whoever has them takes them for pictures.
+_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp"} | {
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+}
+_TEXTS = (".txt", ".TXT", ".caption")  # beside a picture
 _MAX_TEXT_BYTES = 1_000_000
 _LINKED_FOLDER = "a link to a folder elsewhere, which is not followed; give that folder as a source of its own"
 
@@ -173,11 +181,11 @@ class ImageFolder:
                         yield Row(key, text, inside(self._root, path.parent, path.name))
 
     def _captioned(self, path: AnyPath) -> bool:
-        return path.suffix.lower() in _SUFFIXES and path.with_suffix(".txt").is_file()
+        return path.suffix.lower() in _SUFFIXES and _text_file(path) is not None
 
     def _text_beside(self, path: AnyPath) -> str | Refused | None:
-        text = path.with_suffix(".txt")
-        if not text.is_file() or isinstance(inside(self._root, text.parent, text.name), Refused):
+        text = _text_file(path)
+        if text is None or isinstance(inside(self._root, text.parent, text.name), Refused):
             return None
         data = read_picture(text, _MAX_TEXT_BYTES)
         if isinstance(data, Refused):
@@ -211,6 +219,11 @@ def row_of(
 
 def _path(path: str | Remote) -> AnyPath:
     return Path(path) if isinstance(path, str) else path
+
+
+def _text_file(path: AnyPath) -> AnyPath | None:
+    """The file beside a picture that has its caption."""
+    return next((text for suffix in _TEXTS if (text := path.with_suffix(suffix)).is_file()), None)
 
 
 def _is_folder(path: str | Remote) -> bool:

@@ -26,7 +26,7 @@ from dalle_model.sources.telling import Tell, silent
 from dalle_model.sources.unpacking import UnpacksTooMuch, most_unpacked
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif")
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_PLACES = 1_000_000
 _MAX_MEMBERS = 64  # of one sample; more is no sample but an attack on memory

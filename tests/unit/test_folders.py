@@ -1,0 +1,114 @@
+"""A folder of pictures as people have it: names, formats and captions from phones, Macs, Windows and labelling tools."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.bad_images import encoded, photo
+from support.data_steps import Data, write_folder
+
+from dalle_model.config import IngestConfig
+from dalle_model.decoding import Refused
+from dalle_model.sources.registry import open_source
+
+PNG, JPG = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30), "JPEG")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+def seen(source: str) -> list[tuple[str, Any, str]]:
+    """Key, caption, and the reason against each row."""
+    rows = open_source(IngestConfig(source=source)).rows(0)
+    return [(r.key, r.caption, r.image.reason.value if isinstance(r.image, Refused) else "") for r in rows]
+
+
+def test_every_picture_of_a_folder_is_taken_or_has_its_reason(tmp_path: Path) -> None:
+    frames = [photo(40, 30, seed=n) for n in range(3)]
+    animated = {"save_all": True, "append_images": frames[1:], "duration": 100}
+    pictures = {
+        "2019/a.JPEG": JPG,
+        "2019/b.JPG": JPG,
+        "2019/deep/er/c.jfif": JPG,
+        "d.jpe": JPG,
+        "e.tif": encoded(photo(40, 30), "TIFF"),
+        "f.gif": encoded(frames[0], "GIF", **animated),
+        "g.webp": encoded(frames[0], "WEBP", **animated),
+        "h.avif": encoded(photo(40, 30), "AVIF"),
+        "i.heic": HEIC,
+        "j.svg": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "k.jxl": b"\xff\x0a" + bytes(20),
+        "._l.jpg": b"a Mac's notes",
+        "Thumbs.db": b"a list of Windows",
+    }
+    folder = write_folder(tmp_path / "set", pictures, [])
+    (folder / "metadata.jsonl").unlink()
+    for number, name in enumerate(pictures):
+        (folder / name).with_suffix((".txt", ".TXT", ".caption")[number % 3]).write_text(f"picture {number}")
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source=f"imagefolder:{folder}", image_px=32))
+    outcomes = data.outcomes(manifest)
+    assert outcomes == {name: "unknown_format" if name[0] in "ijk" else "kept" for name in list(pictures)[:-2]}
+    captions = {row["key"]: row["caption"] for row in data.rows(manifest, "pairs")}
+    assert captions == {name: f"picture {n}" for n, name in enumerate(pictures) if outcomes.get(name) == "kept"}
+    details = {row["key"]: row["detail"] for row in data.rows(manifest, "ledger")}
+    assert details["i.heic"] == "a HEIC file; convert it; JPEG, PNG, WebP, AVIF, GIF, TIFF and BMP are read"
+    assert details["j.svg"].startswith("a SVG file") and details["k.jxl"].startswith("a JPEG XL file")
+    assert manifest.stats["notes"]["first_frame"] == 2
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "jsonl"])
+def test_names_are_found_however_they_are_spelled(tmp_path: Path, kind: str) -> None:
+    composed, apart = "Grüße/é.png", unicodedata.normalize("NFD", "Grüße/é.png")
+    there = {"my cat.png": PNG, "100%.png": PNG, "a%20b.png": PNG, "d/e f.png": PNG, "Ångström.png": PNG, apart: PNG}
+    named = {  # as it is written -> key
+        "my%20cat.png": "my cat.png",
+        "100%.png": "100%.png",
+        "a%20b.png": "a%20b.png",
+        "d\\e%20f.png": "d/e f.png",
+        unicodedata.normalize("NFD", "Ångström.png"): "Ångström.png",
+        composed: apart,
+        str(tmp_path / "set" / "d" / "e f.png"): "d/e f.png",
+        "%2e%2e/secret.png": "%2e%2e/secret.png",
+        "no%20such.png": "no%20such.png",
+    }
+    (tmp_path / "secret.png").write_bytes(PNG)
+    folder = write_folder(tmp_path / "set", there, [{"file_name": name, "text": key} for name, key in named.items()])
+    rows = seen(f"{kind}:{folder}" + ("/metadata.jsonl" if kind == "jsonl" else ""))
+    assert [key for key, _, _ in rows[:-2]] == list(named.values())[:-2], "no picture is taken again without its line"
+    assert [reason for _, _, reason in rows] == [""] * 7 + ["outside_source", ""]
+    data = Data(tmp_path)
+    manifest = data.ingest(IngestConfig(source=f"imagefolder:{folder}", image_px=32))
+    assert manifest.stats["kept"] == 7 and manifest.stats["reasons"] == {"outside_source": 1, "missing_file": 1}
+
+
+def test_a_name_that_leads_elsewhere_says_what_to_give(tmp_path: Path) -> None:
+    names = ["https://x.org/a.png", "file:///a.png", "/elsewhere/a.png"]
+    folder = write_folder(tmp_path, {}, [{"file_name": name, "text": "x"} for name in names])
+    rows = open_source(IngestConfig(source=f"imagefolder:{folder}")).rows(0)
+    words = [row.image.detail for row in rows if isinstance(row.image, Refused)]
+    assert ["urls:LIST" in words[0], "give a path" in words[1], "whose folder holds the pictures" in words[2]] == [
+        True
+    ] * 3
+
+
+def test_an_avif_picture_is_what_it_was(tmp_path: Path) -> None:
+    colours = Image.new("RGBA", (64, 32), (200, 30, 60, 255))
+    colours.paste((0, 0, 0, 0), (32, 0, 64, 32))
+    data = Data(tmp_path)
+    folder = write_folder(
+        tmp_path / "set",
+        {"a.png": encoded(colours, "AVIF", quality=95), "cut.avif": encoded(photo(), "AVIF")[:-1]},
+        [{"file_name": "a.png", "text": "a"}, {"file_name": "cut.avif", "text": "cut"}],
+    )
+    manifest = data.ingest(IngestConfig(source=f"imagefolder:{folder}", image_px=64))
+    assert data.outcomes(manifest) == {"a.png": "kept", "cut.avif": "broken_image"}
+    (row,) = data.rows(manifest, "pairs")
+    extra = json.loads(row["extra"])
+    assert (extra["format"], extra["notes"], row["width"], row["height"]) == ("AVIF", ["alpha_flattened"], 64, 32)
+    (folder / "stored.png").write_bytes(row["image"])
+    with Image.open(folder / "stored.png") as stored:
+        left, right = stored.getpixel((10, 10)), stored.getpixel((50, 10))
+    assert isinstance(left, tuple) and max(abs(a - b) for a, b in zip(left, (200, 30, 60), strict=True)) < 6
+    assert right == (255, 255, 255)
