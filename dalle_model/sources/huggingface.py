@@ -9,13 +9,16 @@ from dalle_model.errors import SourceError
 from dalle_model.sources.base import File, Row, files_below, inside, skip, trace_of
 from dalle_model.sources.captions import each_caption, place_of, text_of
 from dalle_model.sources.contents import content_digest
+from dalle_model.sources.huggingface_arrow import ArrowSplit
 from dalle_model.sources.huggingface_parquet import ParquetSplit
-from dalle_model.sources.metadata import CAPTION_COLUMNS, extra_in
+from dalle_model.sources.huggingface_tars import split_archives
+from dalle_model.sources.metadata import CAPTION_COLUMNS, MAX_LINE_BYTES, extra_in
 from dalle_model.sources.parquet import IMAGE_COLUMNS, image_of, pick_column
+from dalle_model.sources.parquet_records import limit_for, value_within
 from dalle_model.sources.telling import Tell, silent
+from dalle_model.sources.webdataset import SUFFIXES, Archives
 
 _SPLITS = ("train", "test", "validation", "valid", "dev")
-_MAX_REMOTE_BYTES = 200_000_000
 _ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
 
 
@@ -40,9 +43,16 @@ class HuggingFace:
         self._local = Path(self._path).expanduser().resolve() if Path(self._path).expanduser().exists() else None
         self.name = "hf" if self._local else f"hf:{self._path}"
         self._revision = None if self._local else self._commit()
-        self._parquet: dict[str, list[str]] = {}  # files by split, where the set is Parquet and nothing else
+        self._kind = ""
+        self._plain: dict[str, list[str]] = {}  # files by split, where they are of a kind that is read here
+        self._max_bytes = max_image_bytes
         found = self._load()
         self._split = self._pick_split(list(found), wanted)
+        self._archives: Archives | None = None
+        if found[self._split] is None:
+            files = self._plain[self._split]
+            self._archives = split_archives(files, self._local, caption_column, image_column, max_image_bytes)
+            return
         data = found[self._split]
         names = list(data.column_names or next(iter(data), {}))
         source = f"hf:{self._path}"
@@ -57,11 +67,20 @@ class HuggingFace:
         if isinstance(features.get(self._image), datasets.Image):
             data = data.cast_column(self._image, datasets.Image(decode=False))
         self._data = data
-        files = self._parquet.get(self._split)
-        self._files = ParquetSplit(files, self._caption, self._image, max_image_bytes) if files else None
+        self._limit_of = limit_for(self._image, max_image_bytes, MAX_LINE_BYTES)
+        self._files = self._split_files()
         kind = features.get(self._caption)
         first: dict[str, Any] = next(iter(data), {}) if kind is None else {}
         self._many_captions = isinstance(first.get(self._caption), list) or _is_list(datasets, kind)
+
+    def _split_files(self) -> ParquetSplit | ArrowSplit | None:
+        """What reads the files of the split with bounds, where they are Parquet, or Arrow and here."""
+        files = self._plain.get(self._split)
+        if files and self._kind == "Parquet":
+            return ParquetSplit(files, self._caption, self._image, self._max_bytes)
+        if files and not any("://" in file for file in files):
+            return ArrowSplit([Path(file) for file in files], self._caption, self._image, self._max_bytes)
+        return None
 
     def _is_used(self, name: str, kind: Any) -> bool:
         return name in (self._caption, self._image) or isinstance(
@@ -80,14 +99,22 @@ class HuggingFace:
         return trace_of(files_below(self._local, hidden=True)) if self._local else ""
 
     def count(self) -> int:
-        if self._files and self._local:
+        if self._archives:
+            return 0
+        if isinstance(self._files, ParquetSplit) and self._local:
             return self._files.count()
         if hasattr(self._data, "__len__"):
             return len(self._data)
         splits = self._data.info.splits or {}
         return splits[self._split].num_examples if self._split in splits else 0
 
+    def bytes_read(self) -> tuple[int, int]:
+        """(bytes read so far, bytes there are) of archives that lie here, (0, 0) of all else."""
+        return self._archives.bytes_read() if self._archives else (0, 0)
+
     def rows(self, start: int) -> Iterator[Row]:
+        if self._archives:
+            return self._archives.rows(start)
         if not self._many_captions:
             return self._rows_from(start)
         # Rows are more than records: the captions alone tell how many, no picture is read for that.
@@ -107,7 +134,8 @@ class HuggingFace:
         if self._files:
             records = self._files.records(start, columns)
         elif hasattr(data, "__len__"):
-            records = (data[n] for n in range(start, len(data)))
+            tables = data.with_format("arrow")  # of one row: its size is known before it is read
+            records = (self._within(tables[n]) for n in range(start, len(data)))
         else:
             records = iter(data.skip(start))
         number = start
@@ -124,6 +152,10 @@ class HuggingFace:
                 return
             yield record
             number += 1
+
+    def _within(self, row: Any) -> dict[str, Any]:
+        """The values of a table of one row; a Refused for one that is too large."""
+        return {name: value_within(row.column(name)[0], self._limit_of(name)) for name in row.column_names}
 
     def _row(self, record: dict[str, Any], number: int) -> Row:
         caption = text_of(record.get(self._caption))
@@ -150,7 +182,10 @@ class HuggingFace:
 
         try:
             with xopen(path, "rb") as stream:
-                return bytes(stream.read(_MAX_REMOTE_BYTES))
+                data = bytes(stream.read(self._max_bytes + 1))
+            if len(data) > self._max_bytes:
+                return Refused(Reason.TOO_MANY_BYTES, f"more than {self._max_bytes} bytes")
+            return data
         except Exception as error:  # network, missing file, permission: one row's trouble
             return Refused(Reason.UNREADABLE_FILE, _words(error))
 
@@ -185,7 +220,9 @@ class HuggingFace:
                 return {str(found.split or "train"): found}
             path = str(self._local or self._path)
             builder = self._datasets.load_dataset_builder(path, self._config or None, revision=self._revision)
-            self._parquet = _parquet_files(builder)
+            self._kind, self._plain = _plain_files(builder)
+            if self._kind == "WebDataset":  # the library would read some of it to see what it is
+                return dict.fromkeys(self._plain)
             return dict(builder.as_streaming_dataset())
         except Exception as error:  # the library raises many types; all mean that it cannot read this
             raise SourceError(
@@ -211,15 +248,19 @@ def split_words(words: str) -> tuple[str, str, str]:
     return name, config, split
 
 
-def _parquet_files(builder: Any) -> dict[str, list[str]]:
-    """Files by split of a data set that is plain Parquet; {} of any other, and where not all of its rows are wanted."""
+def _plain_files(builder: Any) -> tuple[str, dict[str, list[str]]]:
+    """(kind, files by split) of a data set that is Parquet, Arrow or WebDataset and nothing else; ("", {}) of any other, and where not all of its rows are wanted."""
+    from datasets.packaged_modules.arrow.arrow import Arrow
     from datasets.packaged_modules.parquet.parquet import Parquet
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-    if not isinstance(builder, Parquet) or builder.config.filters is not None:
-        return {}
+    if not isinstance(builder, (Arrow, Parquet, WebDataset)) or getattr(builder.config, "filters", None) is not None:
+        return "", {}
     found = {str(split): [str(file) for file in files] for split, files in (builder.config.data_files or {}).items()}
-    plain = all(file.endswith(".parquet") and "::" not in file for files in found.values() for file in files)
-    return found if plain else {}
+    endings = (".parquet",) if isinstance(builder, Parquet) else (".arrow",) if isinstance(builder, Arrow) else SUFFIXES
+    plain = all(file.endswith(endings) and "::" not in file for files in found.values() for file in files)
+    kind = next(kind.__name__ for kind in (Arrow, Parquet, WebDataset) if isinstance(builder, kind))
+    return (kind, found) if plain else ("", {})
 
 
 def _is_list(datasets: Any, kind: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dalle_model.decoding import Reason, Refused
 from dalle_model.sources.parquet_large import Opens, RowsApart, large_of, leaves_of
 
 _GROUPS = 16  # row groups that are looked at before they are read
@@ -100,6 +101,24 @@ def _rows_of(
             if row >= first:
                 yield record
     return start
+
+
+def value_within(scalar: Any, limit: int) -> Any:
+    """The value of an Arrow scalar; a Refused where its texts and bytes are more than ``limit``, which are not copied then."""
+    size = _bytes_of(scalar)
+    if size > limit:
+        return Refused(Reason.TOO_MANY_BYTES, f"{size} bytes, the limit is {limit}", size)
+    return _value(scalar)
+
+
+def _bytes_of(scalar: Any) -> int:
+    if not scalar.is_valid:
+        return 0
+    if isinstance(scalar, pa.BinaryScalar):
+        return int(scalar.as_buffer().size)
+    if isinstance(scalar, pa.StructScalar):
+        return sum(map(_bytes_of, scalar.values()))
+    return int(scalar.values.nbytes) if isinstance(scalar, pa.ListScalar) else 0
 
 
 def _value(scalar: Any) -> Any:

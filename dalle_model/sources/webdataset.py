@@ -8,9 +8,10 @@ off, or goes on behind its end keeps the rows before that and has one refused ro
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from lzma import LZMAError
+from pathlib import Path
 from typing import Any
 
 from dalle_model.decoding import Reason, Refused
@@ -20,13 +21,14 @@ from dalle_model.sources.captions import each_caption, text_in
 from dalle_model.sources.contents import content_digest
 from dalle_model.sources.json_records import json_record
 from dalle_model.sources.metadata import MAX_LINE_BYTES, caption_in, extra_in
+from dalle_model.sources.parquet_large import Opens
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.tar_ends import PIECE_BYTES, BoundedInfo, WatchedTar, unpacked_tar
 from dalle_model.sources.telling import Tell, silent
 from dalle_model.sources.unpacking import UnpacksTooMuch, most_unpacked
 
-_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif")
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jfif")
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 _MOST_PLACES = 1_000_000
 _MAX_MEMBERS = 64  # of one sample; more is no sample but an attack on memory
@@ -43,14 +45,13 @@ class WebDataset:
         found = named[0]
         self._root = found if found.is_dir() else found.parent
         files = walk(found, hidden=False) if found.is_dir() else iter(named)
-        self._files = [p for p in files if p.name.lower().endswith(_SUFFIXES)]
+        self._files = [p for p in files if p.name.lower().endswith(SUFFIXES)]
         if not self._files:
             raise SourceError(
-                f"source webdataset: {path} has no {', '.join(_SUFFIXES)} file; give one or a folder that has some"
+                f"source webdataset: {path} has no {', '.join(SUFFIXES)} file; give one or a folder that has some"
             )
-        self._column, self._max_bytes = caption_column, max_image_bytes
-        self._before = 0  # bytes of the archives that were read to their end
-        self._passed = 0  # bytes read so far, of all
+        places: list[tuple[str, Opens]] = [(p.relative_to(self._root).as_posix(), p) for p in self._files]
+        self._archives = Archives(places, caption_column, max_image_bytes)
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
         return {"webdataset": content_digest(self._root, self._files, tell)}
@@ -61,25 +62,47 @@ class WebDataset:
     def count(self) -> int:
         return 0
 
-    @cached_property
-    def _bytes(self) -> int:
-        return sum(map(size_of, self._files))
-
     def bytes_read(self) -> tuple[int, int]:
         """Bytes of the archives, as they lie there, that were read so far; and of all. Only reading tells the rows."""
+        return self._archives.bytes_read()
+
+    def rows(self, start: int) -> Iterator[Row]:
+        return self._archives.rows(start)
+
+
+class Archives:
+    """The samples of some archives, each with its name in keys, in order.
+
+    picture: suffix of the pictures where a sample has several, "" = the first of the usual ones.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[str, Opens]], caption_column: str, max_image_bytes: int, picture: str = ""
+    ) -> None:
+        self._files, self._column, self._max_bytes = files, caption_column, max_image_bytes
+        self._pictures = (picture,) if picture else IMAGE_SUFFIXES
+        self._before = 0  # bytes of the archives that were read to their end
+        self._passed = 0  # bytes read so far, of all
+
+    @cached_property
+    def _bytes(self) -> int:
+        return sum(_size_of(path) for _, path in self._files)
+
+    def bytes_read(self) -> tuple[int, int]:
+        """Bytes that were read so far, and of all; (0, 0) where the archives lie behind addresses."""
         return min(self._passed, self._bytes), self._bytes
 
     def rows(self, start: int) -> Iterator[Row]:
+        """Samples as rows, from row ``start`` on."""
         self._before = self._passed = 0
-        rows = (row for path in self._files for row in self._archive(path))
+        rows = (row for where, path in self._files for row in self._archive(where, path))
         return skip((each for row in rows for each in each_caption(row)), start)
 
-    def _archive(self, path: Any) -> Iterator[Row]:
-        where = path.relative_to(self._root).as_posix()
+    def _archive(self, where: str, path: Opens) -> Iterator[Row]:
         sample = _Sample("")
         members, within = 0, False
         try:
-            with regular(path).open("rb") as stream, unpacked_tar(stream) as plain:
+            with _regular(path).open("rb") as stream, unpacked_tar(stream) as plain:
                 watched = WatchedTar(plain, most_unpacked(stream) if plain is not stream else 0)
                 with tarfile.open(fileobj=watched, mode="r|", bufsize=PIECE_BYTES, tarinfo=BoundedInfo) as archive:  # type: ignore[call-overload]  # needs `read` only
                     for member in archive:
@@ -96,32 +119,32 @@ class WebDataset:
                         stem, suffix = _split(member.name)
                         if stem != sample.stem:
                             if sample.members:
-                                yield sample.row(where, self._column)
+                                yield sample.row(where, self._column, self._pictures)
                             sample = _Sample(stem)
                         within = True
                         sample.add(suffix, self._content(archive, member, suffix))
                         within = False
                     if sample.members:
-                        yield sample.row(where, self._column)
+                        yield sample.row(where, self._column, self._pictures)
                         sample = _Sample("")
                     if words := watched.trouble_at(archive.offset):
                         yield _cut(where, members, words)
         except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError, ValueError, OverflowError) as error:
             # A sample is used when all of it that came is whole, and not when it broke off within a file.
             if sample.members and not within:
-                yield sample.row(where, self._column)
+                yield sample.row(where, self._column, self._pictures)
             if isinstance(error, UnpacksTooMuch):
                 words = f"after {members} members {error}; what follows is lost"
                 yield Row(where, "", Refused(Reason.TOO_MANY_BYTES, words))
             else:
                 yield _cut(where, members, f"the archive is damaged or cut off ({type(error).__name__})")
         finally:
-            self._before += size_of(path)
+            self._before += _size_of(path)
             self._passed = self._before
 
     def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> bytes | Refused | None:
-        limit = self._max_bytes if suffix in _IMAGES else MAX_LINE_BYTES
-        if suffix not in (*_IMAGES, "txt", "json"):
+        limit = self._max_bytes if suffix in IMAGE_SUFFIXES else MAX_LINE_BYTES
+        if suffix not in (*IMAGE_SUFFIXES, "txt", "json"):
             return None
         if member.size > limit or member.sparse is not None:
             return Refused(
@@ -132,6 +155,14 @@ class WebDataset:
         if len(data) != member.size:
             raise tarfile.ReadError("a member is cut off")
         return data
+
+
+def _regular(path: Opens) -> Opens:
+    return regular(path) if isinstance(path, Path) else path
+
+
+def _size_of(path: Opens) -> int:
+    return size_of(path) if isinstance(path, Path | Remote) else 0
 
 
 def expanded(path: str | Remote) -> list[str | Remote]:
@@ -181,9 +212,9 @@ class _Sample:
         else:
             self.members.setdefault(suffix, b"")
 
-    def row(self, where: str, column: str) -> Row:
+    def row(self, where: str, column: str, pictures: Sequence[str]) -> Row:
         record, refused = self._record()
-        kinds = [suffix for suffix in _IMAGES if suffix in self.members]
+        kinds = [suffix for suffix in pictures if suffix in self.members]
         image: bytes | Refused = self.members[kinds[0]] if kinds else self._no_picture()
         caption: Any = caption_in(record, column)
         text = self.members.get("txt")
