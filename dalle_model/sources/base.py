@@ -147,7 +147,7 @@ class Inside:
 
     def __call__(self, folder: AnyPath, name: str) -> Named:
         """The file ``name`` beside a metadata file in ``folder``."""
-        if "\\" in name or "%" in name or not name.isascii():
+        if "\\" in name or "%" in name or not name.isascii() or name != name.strip():
             name = _as_it_is_there(folder, name)
         if isinstance(folder, Path) and name[:1] != "/" and _unusable(name) is None:
             above, _, last = name.rpartition("/")
@@ -183,7 +183,8 @@ def _as_it_is_there(folder: AnyPath, name: str) -> str:
     """
     if not _is_there(folder, name):
         plain = name.replace("\\", "/")
-        spellings = (plain, unquote(plain), unicodedata.normalize("NFC", plain), unicodedata.normalize("NFD", plain))
+        accents = (unicodedata.normalize(form, plain.strip()) for form in ("NFC", "NFD"))
+        spellings = (plain, plain.strip(), unquote(plain), *accents)
         return next((other for other in spellings if _is_there(folder, other)), plain)
     return name
 

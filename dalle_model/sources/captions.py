@@ -84,6 +84,8 @@ def check_caption(value: Any, max_chars: int) -> str | Refused:
     if "\0" in value:
         return Refused(Reason.CAPTION_NOT_TEXT, "the caption holds a NUL")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        return Refused(Reason.CAPTION_NOT_TEXT, "the caption is not valid UTF-8 (lone surrogates)")
+        return Refused(
+            Reason.CAPTION_NOT_TEXT, "the caption is not valid UTF-8 (lone surrogates); save its file as UTF-8"
+        )
     caption = normalise_caption(value)
     return caption or Refused(Reason.NO_CAPTION, "the caption is empty")

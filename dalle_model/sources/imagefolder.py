@@ -48,6 +48,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif",
     ".svg",
 }
 _TEXTS = (".txt", ".TXT", ".caption")  # beside a picture
+_ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
 _MAX_TEXT_BYTES = 1_000_000
 _LINKED_FOLDER = "a link to a folder elsewhere, which is not followed; give that folder as a source of its own"
 
@@ -121,13 +122,15 @@ class ImageFolder:
     def __init__(self, path: str | Remote, columns: Columns = _USUAL) -> None:
         self._root = existing(path, "imagefolder")
         if not self._root.is_dir():
-            raise SourceError(f"source imagefolder: {path} is a file; give the folder that holds it")
+            packed = self._root.suffix.lower() in _ARCHIVES
+            remedy = "unpack it and give the folder" if packed else "give the folder that holds it"
+            raise SourceError(f"source imagefolder: {path} is a file; {remedy}")
         self._columns = columns
         self._metadata = metadata_in(self._root)
         if not self._metadata and not any(self._captioned(p) for p in walk(self._root, hidden=False)):
             raise SourceError(
                 f"source imagefolder: {path} has no metadata.jsonl, .csv or .parquet and no picture with a .txt beside it; "
-                'write metadata.jsonl with lines like {"file_name": "1.png", "text": "a red heart"}'
+                'write metadata.jsonl with lines like {"file_name": "1.png", "text": "a red heart"}, or give your list: jsonl:LIST, csv:LIST'
             )
 
     def identity(self, tell: Tell = silent) -> dict[str, str]:
@@ -201,7 +204,8 @@ def row_of(
     column = columns.image_in(fields)
     name = fields.get(column)
     if not isinstance(name, str):
-        words = f"{column} is missing or is not a text; ingest.image_column names another column"
+        there = ", ".join(record)[:200]
+        words = f"{column} is missing or is not a text; ingest.image_column names another column of: {there}"
         return Row(where, "", Refused(Reason.BAD_METADATA, words)), []
     image, written, key = inside_root(folder, name)
     caption = text_of(first_of(fields, columns.caption, CAPTION_COLUMNS))

@@ -5,6 +5,7 @@ One line stays one record whatever stands in it: a line that is none is an outco
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dalle_model.sources.unpacking import DAMAGED_GZ, damaged_gz, kind_of, unpac
 
 MAX_LINE_BYTES = 1_000_000
 CAPTION_COLUMNS = ("text", "caption", "prompt", "title")
+_SEPARATOR = re.compile(r'"?sep=([,;|\t])"?\s*$', re.IGNORECASE)
 _KEPT_CHARS = 500  # of a value that is carried along in `extra`
 _EXTRA_CHARS = 20_000  # of all names and values there: a line may hold a hundred thousand
 
@@ -95,15 +97,19 @@ def _csv_lines(stream: BinaryIO, tabs: bool) -> Iterator[Line]:
     text = text_stream(start, encoding_of(start.peek(2)))
     at_end = False
     first_line = next(text, "")
+    said = _SEPARATOR.match(first_line)
+    if said:  # a line of its own by which spreadsheets say what they put for a comma
+        first_line = next(text, "")
 
     def lines() -> Iterator[str]:
         nonlocal at_end
-        yield from chain([first_line] if first_line else [], text)
+        yield from chain(["\n"] if said else [], [first_line] if first_line else [], text)
         at_end = True
 
+    mark = "\t" if tabs else delimiter_of(first_line)
     header: list[str] | None = None
     doublet = ""
-    for first, last, cells in csv_rows(lines(), "\t" if tabs else delimiter_of(first_line)):
+    for first, last, cells in csv_rows(lines(), said[1] if said else mark):
         if isinstance(cells, csv.Error):
             yield Line(last, Refused(Reason.BAD_METADATA, f"CSV: {cells}"))
             continue

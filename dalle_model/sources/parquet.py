@@ -145,9 +145,11 @@ def pick_column(names: list[str], wanted: str, usual: tuple[str, ...], source: s
             )
         if name in names:
             return name
+    is_list = knob == "image_column" and any(name.lower() in ("url", "image_url") for name in names)
+    urls = ", or give the file as a list of URLs, urls:LIST" if is_list else ""
     looked_for = repr(wanted) if wanted else " or ".join(usual)
     raise SourceError(
-        f"source {source} has no column {looked_for}; it has {', '.join(names) or 'none'}: set ingest.{knob}"
+        f"source {source} has no column {looked_for}; it has {', '.join(names) or 'none'}: set ingest.{knob}{urls}"
     )
 
 

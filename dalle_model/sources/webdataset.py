@@ -109,8 +109,8 @@ class Archives:
                         members += 1
                         archive.members.clear()  # it would keep each of them to its end
                         self._passed = self._before + stream.tell()
-                        if member.isdir():
-                            continue
+                        if member.isdir() or member.name.rpartition("/")[2].startswith("._"):
+                            continue  # a Mac's notes on the member that follows: no part of any sample
                         if not member.isreg():
                             words = "a link" if member.issym() or member.islnk() else "a device or pipe"
                             refused = Refused(Reason.NOT_A_FILE, f"the member is {words}")

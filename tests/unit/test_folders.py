@@ -1,10 +1,14 @@
 """A folder of pictures as people have it: names, formats and captions from phones, Macs, Windows and labelling tools."""
 
+import io
 import json
+import tarfile
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.bad_images import encoded, photo
@@ -12,6 +16,7 @@ from support.data_steps import Data, write_folder
 
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Refused
+from dalle_model.errors import DataError, SourceError
 from dalle_model.sources.registry import open_source
 
 PNG, JPG = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30), "JPEG")
@@ -112,3 +117,47 @@ def test_an_avif_picture_is_what_it_was(tmp_path: Path) -> None:
         left, right = stored.getpixel((10, 10)), stored.getpixel((50, 10))
     assert isinstance(left, tuple) and max(abs(a - b) for a, b in zip(left, (200, 30, 60), strict=True)) < 6
     assert right == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("mark", "said"), [(";", "sep=;"), (",", '"sep=,"'), ("|", "SEP=|"), ("\t", "sep=\t")])
+def test_a_table_that_says_what_parts_its_cells_is_read(tmp_path: Path, mark: str, said: str) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    rows = [["file_name", "text"], [" a.png ", "a cat, or two"], ["a.png"], ["no.png", "x"]]
+    lines = [said, *(mark.join(f'"{cell}"' for cell in row) for row in rows)]
+    (tmp_path / "list.csv").write_text("\r\n".join(lines), newline="")
+    found = seen(f"csv:{tmp_path}/list.csv")
+    assert found == [("a.png", "a cat, or two", ""), ("list.csv#4", "", "bad_metadata"), ("no.png", "x", "")]
+
+
+def test_what_is_wrong_with_a_source_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "pictures.zip").write_bytes(b"PK")
+    (tmp_path / "a.png").write_bytes(PNG)
+    table = pa.table({"URL": ["https://x.org/a.png"], "TEXT": ["a"]})
+    pq.write_table(table, tmp_path / "laion.parquet")
+    for source, words in {
+        f"imagefolder:{tmp_path}/pictures.zip": "unpack it and give the folder",
+        f"imagefolder:{tmp_path}/a.png": "give the folder that holds it",
+        f"imagefolder:{tmp_path}": "or give your list: jsonl:LIST, csv:LIST",
+        f"parquet:{tmp_path}/laion.parquet": "or give the file as a list of URLs, urls:LIST",
+    }.items():
+        with pytest.raises(SourceError, match=words):
+            open_source(IngestConfig(source=source))
+    (tmp_path / "list.csv").write_bytes("a.png,a cat\nb.png,größer\n".encode("cp1252"))
+    (row,) = open_source(IngestConfig(source=f"csv:{tmp_path}/list.csv")).rows(0)
+    assert isinstance(row.image, Refused) and row.image.detail.endswith("names another column of: a.png, a cat")
+    (tmp_path / "list.csv").write_bytes("file_name,text\na.png,größer\n".encode("cp1252"))
+    manifest_of = Data(tmp_path).ingest
+    with pytest.raises(DataError, match="save its file as UTF-8"):
+        manifest_of(IngestConfig(source=f"csv:{tmp_path}/list.csv"))
+
+
+def test_a_macs_notes_in_an_archive_part_no_sample(tmp_path: Path) -> None:
+    """``tar`` of a Mac puts "._NAME" before each file that was fetched from the web."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in (("1.jpg", JPG), ("1.txt", b"one"), ("d/2.jpg", JPG), ("d/2.txt", b"two")):
+            folder, _, last = name.rpartition("/")
+            for member, content in ((f"{folder}/._{last}".lstrip("/"), b"notes"), (name, data)):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    assert seen(f"webdataset:{tmp_path}/a.tar") == [("a.tar/1", "one", ""), ("a.tar/d/2", "two", "")]
