@@ -11,7 +11,7 @@ from support.sample_pages import HOSTILE, picture, report_data, row, rows
 
 from tasks.pages import gallery_html, report_html, shown
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("gallery")]  # one browser
 
 
 class Visit:

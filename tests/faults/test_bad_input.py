@@ -173,7 +173,7 @@ def test_a_damaged_parquet_file_is_one_line_and_nothing_half_written(tmp_path: P
         assert manifest.stats["rejected"] >= 1
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))])
 def test_killed_anywhere_ingest_ends_with_the_same_artifact(tmp_path: Path, seed: int) -> None:
     folder = write_folder(
         tmp_path / "set",

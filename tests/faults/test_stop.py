@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.in_process import steps_in_this_process
 from support.processes import DALLE, Driver, marked, marked_environment, wait_for
 from support.tiny import TinyRun, command_sets, section_of, tiny_config
 
@@ -86,7 +87,8 @@ def test_a_deadline_saves_a_checkpoint_and_leaves_no_process(
     assert place.find("fit", plan(STAGES["fit"], config, tiny_run.inputs("fit"), settings).fingerprint) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+# By default test_killed_command stops a whole run with SIGTERM.
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_command_saves_a_checkpoint_and_the_next_run_goes_on(
     tiny_run: TinyRun, place: Store, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -121,15 +123,14 @@ def test_a_stopped_command_saves_a_checkpoint_and_the_next_run_goes_on(
     config, settings = _fit(place, spool, *sets)
     saved = _checkpoints(tiny_run, place, config, settings)
     assert len(saved) == 1 and 0 < saved[0] < 100000, saved
-    if number == signal.SIGTERM:
 
-        def until_it_goes_on(event: dict[str, Any]) -> None:
-            if f"goes on from the checkpoint at step {saved[0]} of 100000" in event.get("text", ""):
-                raise KeyboardInterrupt
-            assert event["event"] != "progress", "it began anew"
+    def until_it_goes_on(event: dict[str, Any]) -> None:
+        if f"goes on from the checkpoint at step {saved[0]} of 100000" in event.get("text", ""):
+            raise KeyboardInterrupt
+        assert event["event"] != "progress", "it began anew"
 
-        with pytest.raises(KeyboardInterrupt):
-            run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings, until_it_goes_on)
+    with pytest.raises(KeyboardInterrupt), steps_in_this_process():
+        run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings, until_it_goes_on)
 
 
 def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ def trained(steps: int):
     return dual_encoder_to_bytes(network), bpe
 
 
+pytestmark = pytest.mark.xdist_group("dual encoder")  # one process trains the judge
+
+
 @pytest.fixture(scope="module")
 def judge():
     return judge_from_bytes(*trained(60), Runtime())
