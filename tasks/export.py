@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from dalle_model.errors import DataError, UsageError
 from tasks.artifacts import Manifest
 from tasks.removals import removals_of, withdrawn_ids
+from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
 from tasks.spool import spool_folder
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 _JPEG = b"\xff\xd8"
 _UPLOADS = 16  # at once

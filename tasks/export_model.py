@@ -16,8 +16,9 @@ from dalle_model.pretrained import CARD, FILES, INDEX, read_files
 from dalle_model.text_to_image import TextToImage
 from dalle_model.tokenizers.registry import tokenizer_from_bytes
 from tasks.artifacts import Manifest
+from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 _MAX_BYTES = 1 << 40
 

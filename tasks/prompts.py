@@ -23,8 +23,9 @@ from dalle_model.errors import SourceError
 from dalle_model.records import normalise_caption
 from dalle_model.sources.json_records import json_record
 from dalle_model.sources.metadata import csv_rows, delimiter_of
+from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 _TEXT = ("prompt", "text", "caption")
 _NEGATIVE = ("negative", "negative_prompt")

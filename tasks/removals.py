@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from dalle_model.config import Section, canonical_json
 from dalle_model.errors import CommitConflict, CorruptObject, DataError
 from tasks.artifacts import ArtifactRef, Manifest
+from tasks.s3_client import StoreOptions
 from tasks.sealed import seal, unseal
 from tasks.settings import Settings
 from tasks.spool import spool_folder
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 RULES, MARKS = "removals/", "marks/"
 _MARK = re.compile(rf"{MARKS}([A-Za-z0-9_-]+)/([0-9a-f]{{64}})\.([0-9a-f]+)\.json")

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from dalle_model.errors import SourceError
 from dalle_model.sources.remote import Remote
 from dalle_model.sources.telling import Tally, Tell, silent
+from tasks.s3_client import StoreOptions, reading_filesystem
 from tasks.settings import Settings
-from tasks.store import StoreOptions, reading_filesystem
 
 _T = TypeVar("_T")
 

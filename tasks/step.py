@@ -19,8 +19,9 @@ from tasks.artifacts import ArtifactRef, Manifest, fingerprint
 from tasks.job import JobSpec
 from tasks.launch import Listener, launch
 from tasks.removals import warnings_of
+from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 # What a stage's identity function returns: the config as it enters the fingerprint, and digests of outside inputs. It may
 # add their traces, one text per input that changes whenever it is written, or "": taken before the digests, they tell the

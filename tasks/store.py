@@ -10,7 +10,6 @@ Readers start from a manifest and verify every object they use; a listing is nev
 its reasons: Delta Lake's and Iceberg's commit, icechunk's reading back after a lost answer.
 """
 
-import functools
 import hashlib
 import logging
 import os
@@ -20,17 +19,18 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import ValidationError
 
 from dalle_model.errors import CommitConflict, CorruptObject, UnsafeStore, UsageError
 from tasks.artifacts import ArtifactRef, Manifest, ObjectRef, Part
 from tasks.backends import Backend, LocalBackend, check_key, hash_file, local_errors
 from tasks.integrity import Found, VerifiedFiles, difference, is_present, is_sound, measure, quarantine
 from tasks.references import Known, RefValue, parse_ref, ref_key, resolve, rollback, set_ref
-from tasks.s3_backend import Pacer, S3Backend
+from tasks.s3_backend import S3Backend
+from tasks.s3_client import StoreOptions, connection
 from tasks.sealed import seal, unseal
 from tasks.sweep import SweepReport, sweep
 
@@ -44,100 +44,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class StoreOptions(BaseModel):
-    """How to reach S3. Whatever is empty is found by botocore: AWS_* variables, profiles, instance roles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    endpoint_url: str = Field(default="", description="http(s) URL of an S3 server other than Amazon's.")
-    key: SecretStr = Field(default=SecretStr(""), description="Access key id.")
-    secret: SecretStr = Field(default=SecretStr(""), description="Secret access key.")
-    token: SecretStr = Field(default=SecretStr(""), description="Session token.")
-    region: str = Field(default="", description="Region of the bucket.")
-    patience_s: float = Field(
-        default=600.0, ge=0, le=86_400, description="How long one request is tried again during an outage, s."
-    )
-    connect_timeout_s: float = Field(default=5.0, gt=0, le=600, description="Limit for opening a connection, s.")
-    read_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="Limit for silence on an open connection, s."
-    )
-
-
 class StoreProbe(NamedTuple):
     """What a store was found to honour, and the same in words."""
 
     create_only: bool
     conditional_replace: bool
     detail: str
-
-
-class S3Filesystem:
-    """The only place where s3fs is imported and used. It is made anew in each process: it survives no fork."""
-
-    def __init__(self, options: StoreOptions) -> None:
-        self._options = options
-        self._pid = 0
-        self._fs: Any = None
-
-    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """One request, sent once. Raises what s3fs raises; a ``Body`` in the answer is read to its end."""
-        from fsspec.asyn import sync  # type: ignore[import-untyped]
-
-        fs = self._filesystem()
-        answer: dict[str, Any] = sync(fs.loop, _send, fs, method, arguments)
-        return answer
-
-    def _filesystem(self) -> Any:
-        if self._pid == os.getpid():
-            return self._fs
-        import s3fs  # type: ignore[import-untyped]
-
-        o = self._options
-        fs = s3fs.S3FileSystem(
-            key=o.key.get_secret_value() or None,
-            secret=o.secret.get_secret_value() or None,
-            token=o.token.get_secret_value() or None,
-            endpoint_url=o.endpoint_url or None,
-            client_kwargs={"region_name": o.region} if o.region else {},
-            config_kwargs={
-                "s3": {"addressing_style": "path"},
-                "connect_timeout": o.connect_timeout_s,
-                "read_timeout": o.read_timeout_s,
-                "retries": {"total_max_attempts": 1, "mode": "standard"},
-                # range reads from servers without flexible checksums fail otherwise; uploads carry ours
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            },
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
-        fs.retries = 1  # the backend above tries again, and knows which failures are answers
-        self._fs, self._pid = fs, os.getpid()
-        return fs
-
-
-def reading_filesystem(options: StoreOptions) -> Any:
-    """A client for reading what is not ours: sources. It tries again by itself, and is made anew in each process."""
-    import s3fs
-
-    return s3fs.S3FileSystem(
-        key=options.key.get_secret_value() or None,
-        secret=options.secret.get_secret_value() or None,
-        token=options.token.get_secret_value() or None,
-        endpoint_url=options.endpoint_url or None,
-        client_kwargs={"region_name": options.region} if options.region else {},
-        config_kwargs={"s3": {"addressing_style": "path"}, "response_checksum_validation": "when_required"},
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-
-
-async def _send(fs: Any, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = await fs._call_s3(method, **arguments)
-    if (body := answer.get("Body")) is not None:
-        async with body as stream:
-            answer["Body"] = await stream.read()
-    return answer
 
 
 class Store:
@@ -486,18 +398,9 @@ def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> S3Backend:
         check_key(prefix)
     found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     endpoint = options.endpoint_url or found.get("AWS_ENDPOINT_URL_S3") or found.get("AWS_ENDPOINT_URL") or ""
-    client, pacer = _connection(options.model_copy(update={"endpoint_url": endpoint}), frozenset(found.items()))
+    client, pacer = connection(options.model_copy(update={"endpoint_url": endpoint}), frozenset(found.items()))
     where = urlsplit(endpoint).netloc.rpartition("@")[2]
     return S3Backend(bucket, prefix, client, endpoint=where, pacer=pacer, patience_s=options.patience_s)
-
-
-@functools.lru_cache(maxsize=16)
-def _connection(options: StoreOptions, found: frozenset[tuple[str, str]]) -> tuple[S3Filesystem, Pacer]:
-    """One client per process and server: to make one takes half a second, and the pace is the process's.
-
-    found: the AWS_* variables, which count for what the options leave empty.
-    """
-    return S3Filesystem(options), Pacer()
 
 
 def _reopen(uri: str, options: StoreOptions) -> Store:

@@ -27,11 +27,12 @@ from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
 from tasks.launch import STACKS
 from tasks.place import Place
+from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
 from tasks.spool import is_full, make_spool, spool_error
 from tasks.stages import stage_named
 from tasks.step import load_dotted
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 _peak_rss = 0  # of the whole process tree, sampled by the watcher for the manifest's facts
 STOPPED = 143  # 128 + SIGTERM, what a shell reports of a terminated process

@@ -16,7 +16,8 @@ from support.object_stores import any_store, artifact, shared
 from dalle_model.errors import CommitConflict, CorruptObject, RefNotFound, UnsafeStore, UsageError
 from tasks.artifacts import Part
 from tasks.s3_backend import S3Backend
-from tasks.store import S3Filesystem, Store
+from tasks.s3_client import S3Filesystem
+from tasks.store import Store
 
 KINDS = ["local", pytest.param("moto", marks=pytest.mark.server), pytest.param("rclone", marks=pytest.mark.server)]
 STRICT = KINDS[:2]
@@ -421,7 +422,8 @@ def test_store_used_before_a_fork_works_after_it() -> None:
 import os, sys
 from support.object_stores import artifact
 from tasks.s3_backend import S3Backend
-from tasks.store import S3Filesystem, Store
+from tasks.s3_client import S3Filesystem
+from tasks.store import Store
 store = Store.open(sys.argv[1])
 manifest = artifact(store)
 pid = os.fork()

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows import temporary_server
 from flows.cli import main
-from tasks import store
+from tasks import s3_client
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def dalle(*words: str, **env: str) -> Said:
     before = dict(os.environ)
     out, err = io.StringIO(), io.StringIO()
     os.environ.update(env)
-    store._connection.cache_clear()  # one client per process and options, but credentials come from the environment
+    s3_client.connection.cache_clear()  # one client per process and options, but credentials come from the environment
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main(list(words))

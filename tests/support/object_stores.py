@@ -27,7 +27,8 @@ from pydantic import SecretStr
 from support.processes import free_port
 
 from tasks.artifacts import Manifest
-from tasks.store import Store, StoreOptions
+from tasks.s3_client import StoreOptions
+from tasks.store import Store
 
 TOOLS = Path(__file__).resolve().parents[2] / ".tools"
 INSTALL = "infra/install-test-tools.sh"

@@ -20,9 +20,10 @@ from tasks.artifacts import Part
 from tasks.backends import check_key
 from tasks.removals import Rule, removals_of, write_rule
 from tasks.s3_backend import Pacer, S3Backend
+from tasks.s3_client import StoreOptions
 from tasks.sealed import seal, unseal
 from tasks.spool import is_full, spool_error
-from tasks.store import Store, StoreOptions
+from tasks.store import Store
 
 
 class FakeS3:
