@@ -26,6 +26,7 @@ STACKS = signal.SIGUSR1  # asks a worker where it is: it writes the stack of eac
 
 Listener = Callable[[dict[str, Any]], None]
 
+_STACKS_S = 10.0  # a machine with too much to do lets it wait; one that cannot answer is waited for no longer
 _AGAIN = "; run it again to go on from its last finished piece"
 
 # glibc returns every large tensor's pages to the system at once and faults them in again; keeping them makes a
@@ -98,8 +99,8 @@ def _descendants(pid: int) -> dict[int, psutil.Process]:
         return {}
 
 
-def _dump_stacks(pid: int) -> None:
-    """Have the workers of the group write to standard error where each of their threads is."""
+def _dump_stacks(pid: int, said: deque[str]) -> None:
+    """Have the workers of the group write where each of their threads is, and wait until it is in ``said``."""
     workers = [p for p in _descendants(pid).values() if _is_worker(p)]
     with contextlib.suppress(psutil.NoSuchProcess):
         workers += [p for p in [psutil.Process(pid)] if _is_worker(p)]
@@ -107,7 +108,14 @@ def _dump_stacks(pid: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.send_signal(signal.SIGCONT)  # one that was stopped writes nothing
             worker.send_signal(STACKS)
-    time.sleep(0.5 if workers else 0.0)
+    before: list[str] = []
+    end = time.monotonic() + _STACKS_S
+    while workers and time.monotonic() < end:
+        time.sleep(0.3)
+        now = list(said)
+        if now == before and sum("most recent call first" in line for line in now) >= len(workers):
+            return
+        before = now
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -201,7 +209,7 @@ def _listen(
         elif now - heard > settings.silence_s:
             late = StepFailed(f"step {spec.stage} gave no sign of life for {settings.silence_s:.0f} s", _AGAIN)
         if late is not None:
-            _dump_stacks(process.pid)
+            _dump_stacks(process.pid, tail)
             late.add_note("Where its threads were, as far as they said:\n" + "".join(tail))
             raise late
     code = process.wait()
