@@ -25,7 +25,9 @@ def _race(tiny: TinyRun, stage: str, store: Store, spool: Path, env: dict[str, s
     assert list(spool.glob("*")) == []
 
 
-@pytest.mark.parametrize("stage", ["ingest", pytest.param("fit", marks=pytest.mark.slow), "generate"])
+@pytest.mark.parametrize(
+    "stage", ["ingest", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("fit", "generate"))]
+)
 def test_two_processes_race_for_one_artifact(stage: str, tiny_run: TinyRun, tmp_path: Path) -> None:
     store = Store.open(tiny_run.copy(tmp_path / "artifacts", before=stage))
     _race(tiny_run, stage, store, tmp_path / "spool", {})
