@@ -24,6 +24,7 @@ from dalle_model.sources.telling import Tell, silent
 
 _T = TypeVar("_T")
 _NAME_CHARS = 300  # of a path in an error
+_PATH_CHARS = 4096  # of a path at all
 _COARSEST_NS = 2_000_000_000  # the clock of a file system may be as coarse as that
 _TRACE = struct.Struct("<QQqqq")
 _FOLDERS = 4096  # resolved folders that are remembered
@@ -216,6 +217,9 @@ def _within(root: AnyPath, path: str) -> str | Refused:
 def _unusable(name: str) -> Refused | None:
     if not name or "\0" in name:
         return Refused(Reason.BAD_METADATA, "file_name is empty or holds a NUL")
+    if len(name) > _PATH_CHARS:
+        words = f"file_name has {len(name)} characters, a path at most {_PATH_CHARS}; pictures in base64 are not read"
+        return Refused(Reason.BAD_METADATA, words)
     if name.startswith(("http://", "https://", "file://")):
         return Refused(Reason.BAD_METADATA, "file_name is a URL; give a path; a list of URLs is read by urls:LIST")
     try:

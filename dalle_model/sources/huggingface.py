@@ -176,12 +176,13 @@ class HuggingFace:
         path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
         if not (isinstance(path, str) and "://" in path):
             return image_of(value, self._local, self._local)
-        if not self._is_ours(path):
+        address = self._ours(path)
+        if address is None:
             return Refused(Reason.OUTSIDE_SOURCE, f"{path[:200]} leads out of the data set")
         from datasets.utils.file_utils import xopen
 
         try:
-            with xopen(path, "rb") as stream:
+            with xopen(address, "rb") as stream:
                 data = bytes(stream.read(self._max_bytes + 1))
             if len(data) > self._max_bytes:
                 return Refused(Reason.TOO_MANY_BYTES, f"more than {self._max_bytes} bytes")
@@ -189,14 +190,16 @@ class HuggingFace:
         except Exception as error:  # network, missing file, permission: one row's trouble
             return Refused(Reason.UNREADABLE_FILE, _words(error))
 
-    def _is_ours(self, path: str) -> bool:
-        """Whether an address that a row gives, perhaps of a member of an archive, lies in the data set, or on the Hub as it does: rows are written by strangers."""
+    def _ours(self, path: str) -> str | None:
+        """The address that a row gives, perhaps of a member of an archive; None unless it lies in the data set, or on the Hub as it does: rows are written by strangers."""
         *within, place = path.split("::")
         if any(not part.startswith(_ARCHIVES) for part in within):
-            return False
-        if self._local:
-            return "://" not in place and isinstance(inside(self._local, self._local, place), str)
-        return place.startswith("hf://datasets/")
+            return None
+        if self._local is None:
+            return path if place.startswith("hf://datasets/") else None
+        found = place if "://" in place else inside(self._local, self._local, place)
+        # Opened as what was looked at: the library takes a relative path for one below the working folder.
+        return "::".join([*within, found]) if isinstance(found, str) and "://" not in found else None
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi

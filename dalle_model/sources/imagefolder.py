@@ -206,6 +206,7 @@ def row_of(
     if not isinstance(name, str):
         there = ", ".join(record)[:200]
         words = f"{column} is missing or is not a text; ingest.image_column names another column of: {there}"
+        words += "; a list of URLs is read by urls:LIST" if "url" in fields or "image_url" in fields else ""
         return Row(where, "", Refused(Reason.BAD_METADATA, words)), []
     image, written, key = inside_root(folder, name)
     caption = text_of(first_of(fields, columns.caption, CAPTION_COLUMNS))

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
 
@@ -325,6 +327,23 @@ def test_what_is_no_object_of_an_array_is_told(tmp_path: Path, text: str, captio
     records = [line.record for line in read_lines(tmp_path / "list.json")]
     assert [record["text"] if isinstance(record, dict) else "" for record in records] == captions
     assert [words in record.detail for record in records if isinstance(record, Refused)] == [True]
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=5), st.text(max_size=9) | st.lists(st.integers()), max_size=3), max_size=4
+    ),
+    st.data(),
+)
+def test_an_array_cut_anywhere_keeps_the_objects_before(records: list[dict[str, Any]], data: st.DataObject) -> None:
+    text = json.dumps(records, indent=data.draw(st.sampled_from([None, 1]))).encode()
+    cut = data.draw(st.integers(0, len(text)))
+    read = [record for _, record in json_records.json_records(io.BytesIO(text[:cut]), 1000)]
+    whole = [record for record in read if isinstance(record, dict)]
+    assert whole == records[: len(whole)]
+    assert len(read) - len(whole) <= 1, "one row says what is lost"
+    if cut == len(text):
+        assert whole == records
 
 
 @pytest.mark.parametrize("headings", [("File_Name", "Text", "Licence"), ("FILENAME", "CAPTION", "License"),
