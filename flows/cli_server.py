@@ -10,7 +10,7 @@ from flows.cli_app import DEFAULT_STORE, Debug, Store, app
 
 @app.command()
 def deploy(store: Store = DEFAULT_STORE, debug: Debug = False) -> None:
-    """Create the work pool, all deployments and the crash detector on the configured Prefect API."""
+    """Create the work pool, all deployments and the crash detectors on the configured Prefect API."""
     from flows import deployments
 
     for line in deployments.deploy(store=store):

@@ -1,23 +1,22 @@
-"""Put the deployments of ``infra/prefect.yaml`` on a Prefect API, with the work pool and the crash detector they need."""
+"""Put the deployments of ``infra/prefect.yaml`` on a Prefect API, with the work pool and the crash detectors they need."""
 
 import os
 import subprocess
 import sys
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_model.config import GenerateConfig
 from dalle_model.errors import DalleError, ServerError
 from flows import prefect_home, presets
-from flows.temporary_server import HEARTBEAT_S, QUIET, TAG, configured_api, in_words
+from flows.crash_detection import create_detectors
+from flows.temporary_server import QUIET, configured_api, in_words
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 POOL = "dalle"
-CRASH_DETECTOR = "Crash runs without a heartbeat"
 EXAMPLE_PROMPTS = ("red heart", "clown face", "woman firefighter: medium skin tone", "a green apple")
 
 
@@ -48,7 +47,7 @@ def definition_file() -> Path:
 
 
 def deploy(*, store: str, api_url: str = "") -> list[str]:
-    """Create or update work pool, deployments and crash detector on ``api_url`` or the configured API.
+    """Create or update work pool, deployments and crash detectors on ``api_url`` or the configured API.
 
     Returns a line for each thing that is there afterwards. Raises ServerError when the API does not answer or refuses.
     """
@@ -70,7 +69,7 @@ def deploy(*, store: str, api_url: str = "") -> list[str]:
             _create_pool(client)
             _deploy_all()
             names = _deployed(client)
-            _create_crash_detector(client)
+            detectors = create_detectors(client)
     except DalleError:
         raise
     except Exception as error:
@@ -78,7 +77,7 @@ def deploy(*, store: str, api_url: str = "") -> list[str]:
     return [
         f"work pool {POOL}",
         *(f"deployment {name}" for name in names),
-        f"automation {CRASH_DETECTOR!r}",
+        *(f"automation {name!r}" for name in detectors),
         f"artifacts go to {absolute(store)}",
     ]
 
@@ -138,73 +137,3 @@ def _deployed(client: "SyncPrefectClient") -> list[str]:
     found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
     flows = {flow.id: flow.name for flow in client.read_flows()}
     return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}" for d in found)
-
-
-def _create_crash_detector(client: "SyncPrefectClient") -> None:
-    """An automation: a run of ours that sent a heartbeat and then none for three periods is marked Crashed.
-
-    Without it a run whose machine died stays Running for ever, and keeps its place in a concurrency limit. It looks
-    at runs with our tag only: others send heartbeats every 180 s and would be crashed while they are well.
-    """
-    from prefect.automations import AutomationCore
-    from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState
-    from prefect.events.schemas.automations import EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-
-    wanted = AutomationCore(
-        name=CRASH_DETECTOR,
-        description="No heartbeat for 90 s: the process or its machine died. Running the flow again continues where it was.",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={
-                "prefect.flow-run.heartbeat",
-                *(f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")),
-            },
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            match_related=ResourceSpecification(
-                {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-            ),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=3 * HEARTBEAT_S),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message="no heartbeat for 90 s: the process or its machine died; run it again to go on",
-            )
-        ],
-    )
-    there = client.read_automations_by_name(CRASH_DETECTOR)
-    if there:
-        client.update_automation(there[0].id, wanted)
-    else:
-        client.create_automation(wanted)
-    ask_for_life(client)
-
-
-def ask_for_life(client: "SyncPrefectClient") -> None:
-    """A heartbeat in the name of each run of ours that is said to be Running.
-
-    The crash detector waits for the heartbeat after the last one, so a run that died before it was made (a command on
-    a server of its own) would stay Running. The living send one of their own in time.
-    """
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.events import Event, Resource
-    from prefect.events.related import tags_as_related_resources
-
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": [TAG]}})
-    events = [
-        Event(
-            event="prefect.flow-run.heartbeat",
-            resource=Resource.model_validate(
-                {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
-            ),
-            related=tags_as_related_resources({TAG}),
-        ).model_dump(mode="json")
-        for run in client.read_flow_runs(flow_run_filter=running)
-    ]
-    if events:
-        client.request("POST", "/events", json=events).raise_for_status()

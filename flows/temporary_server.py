@@ -18,10 +18,9 @@ from pathlib import Path
 from dalle_model.errors import DalleError, ServerError, ServerLost
 from flows import prefect_home
 from flows.children import Child, start_prefect
+from flows.crash_detection import HEARTBEAT_S, TAG, close_dead_runs
 from flows.prefect_home import HomeLease
 
-TAG = "dalle"  # on every run of ours: the crash detector looks at these only
-HEARTBEAT_S = 30
 START_DEADLINE_S = 180.0  # a fresh database takes 3 s to migrate on a quiet machine, 30 s on a busy one
 
 # Nothing of these commands phones home.
@@ -195,23 +194,10 @@ def _start(temporary: _Temporary) -> None:
         "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui", log=log, environment=environment
     )
     wait_until_healthy(temporary.child, temporary.url, START_DEADLINE_S)
-    _close_dead_runs()
-
-
-def _close_dead_runs() -> None:
-    """Mark as Crashed what earlier commands left Running: the folder is leased to one command, so they are gone."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import State
-    from prefect.states import Crashed
 
-    running = FlowRunFilter.model_validate(
-        {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": [TAG]}, "deployment_id": {"is_null_": True}}
-    )
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=running):
-            gone: State[None] = Crashed(message="the command was killed or its machine died; run it again to go on")
-            client.set_flow_run_state(run.id, gone, force=True)
+        close_dead_runs(client)
 
 
 def wait_until_healthy(child: Child, url: str, deadline_s: float) -> None:
