@@ -4,17 +4,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dalle_model.config import GenerateConfig
 from dalle_model.errors import DalleError, ServerError
 from flows import prefect_home, presets
-from flows.crash_detection import create_detectors
+from flows.crash_detection import TAG, create_detectors
 from flows.temporary_server import QUIET, configured_api, in_words
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
 
 POOL = "dalle"
 EXAMPLE_PROMPTS = ("red heart", "clown face", "woman firefighter: medium skin tone", "a green apple")
@@ -68,7 +70,9 @@ def deploy(*, store: str, api_url: str = "") -> list[str]:
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             _create_pool(client)
             _deploy_all()
-            names = _deployed(client)
+            deployments = _deployed(client)
+            refuse_unknown_parameters(client, deployments)
+            names = _names(client, deployments)
             detectors = create_detectors(client)
     except DalleError:
         raise
@@ -131,9 +135,26 @@ def _deploy_all() -> None:
         raise error
 
 
-def _deployed(client: "SyncPrefectClient") -> list[str]:
+def refuse_unknown_parameters(client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"]) -> None:
+    """Have the server refuse a parameter that the flow lacks, e.g. ``steps`` for ``config.tokenizer.steps``.
+
+    Prefect's own schema admits any beside those that it names, and such a run crashes at its start without a word.
+    """
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    for deployment in deployments:
+        schema = deployment.parameter_openapi_schema
+        if TAG in deployment.tags and schema and "additionalProperties" not in schema:
+            closed = DeploymentUpdate(parameter_openapi_schema={**schema, "additionalProperties": False})
+            client.update_deployment(deployment.id, closed)
+
+
+def _deployed(client: "SyncPrefectClient") -> list["DeploymentResponse"]:
     from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
-    found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
+    return client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
+
+
+def _names(client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"]) -> list[str]:
     flows = {flow.id: flow.name for flow in client.read_flows()}
-    return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}" for d in found)
+    return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}" for d in deployments)

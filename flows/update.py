@@ -2,14 +2,17 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import pyarrow.parquet as pq
 from prefect import flow, get_run_logger
+from pydantic import Field
 
 from dalle_model.config import EncodeConfig, ModelConfig, PipelineConfig
 from flows.commands import preset_config
 from flows.comparison import offer
 from flows.lineage import check_places, data_sets, lineage_of
+from flows.presets import PRESETS
 from flows.settings import settings_for
 from tasks.artifacts import ArtifactRef, Manifest
 from tasks.plain import Steps
@@ -77,7 +80,7 @@ def update(
     source: str,
     model: str = "production",
     sets: tuple[str, ...] = (),
-    preset: str = "quickstart",
+    preset: Annotated[str, Field(json_schema_extra={"enum": list(PRESETS)})] = "quickstart",
     promote: bool = False,
     store: str = "",
 ) -> dict[str, StepResult]:

@@ -134,20 +134,21 @@ def _scheduled(machine: Up, config: dict[str, Any]) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("parameters", "told"),
     [
-        ({"tokenizer": {"downsampling": 1}}, "downsampling"),
-        ({"fit": {"train": {"optim": {"lr": 5}}}}, "lr"),
-        ({"ingest": {"sauce": "openmoji"}}, "sauce"),
-        ({"generate": {"n": "many"}}, "many"),
+        ({"config": {"tokenizer": {"downsampling": 1}}}, "downsampling"),
+        ({"config": {"fit": {"train": {"optim": {"lr": 5}}}}}, "lr"),
+        ({"config": {"ingest": {"sauce": "openmoji"}}}, "sauce"),
+        ({"config": {"generate": {"n": "many"}}}, "many"),
+        ({"steps": 5}, "steps"),
     ],
 )
 def test_wrong_parameters_are_refused_in_words_before_a_run_exists(
-    machine: Up, change: dict[str, Any], told: str
+    machine: Up, parameters: dict[str, Any], told: str
 ) -> None:
     before = machine.api("/flow_runs/count", {})
     with pytest.raises(Refused, match=told):
-        machine.submit("pipeline/tiny", {"config": change})
+        machine.submit("pipeline/tiny", parameters)
     assert machine.api("/flow_runs/count", {}) == before
 
 
@@ -203,5 +204,5 @@ def _start_and_reach(machine: Up, parameters: dict[str, Any], line: str) -> str:
 
 def test_deploying_again_changes_nothing(machine: Up) -> None:
     automations = machine.api("/automations/filter", {})
-    assert {a["name"]: a["trigger"]["within"] for a in automations} == {SILENT: 90, NEVER_STARTED: 300}
+    assert {a["name"]: a["trigger"]["within"] for a in automations} == {SILENT: 90, NEVER_STARTED: 600}
     assert psutil.pid_exists(machine.process.pid if machine.process else -1)

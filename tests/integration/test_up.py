@@ -49,7 +49,7 @@ def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_
     assert [s["active"] for s in schedule["schedules"]] == [True]
     assert schedule["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     automation = up.api("/automations/filter", {})
-    assert sorted((a["enabled"], a["trigger"]["within"]) for a in automation) == [(True, 90), (True, 300)]
+    assert sorted((a["enabled"], a["trigger"]["within"]) for a in automation) == [(True, 90), (True, 600)]
 
     found = dalle("doctor", "--store", str(up.store), PREFECT_HOME=str(up.home))
     assert f"API {up.url}/api" in found.stdout, "other commands do not find the running server"
