@@ -6,6 +6,7 @@ when its parent is gone, so a killed step leaves nothing running.
 
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import platform
@@ -112,6 +113,18 @@ def _spare_pandas() -> None:
     sys.meta_path.remove(finder)
 
 
+def _imported(dotted: str) -> Any:
+    """The work function, and torch with it, without a look for garbage.
+
+    What an import makes stays; to go through its 170,000 objects again and again took a tenth of it, 0.4 s of a CPU.
+    """
+    gc.disable()
+    try:
+        return load_dotted(dotted)
+    finally:
+        gc.enable()
+
+
 def _run(spec: JobSpec, events: Events) -> None:
     stage = stage_named(spec.stage)
     settings = Settings.model_validate(spec.settings)
@@ -122,7 +135,7 @@ def _run(spec: JobSpec, events: Events) -> None:
     try:
         job = Job(spec, stage.config.model_validate(spec.config), settings, store, spool, events, place=place)
         signal.signal(signal.SIGTERM, lambda *_: job.request_stop())
-        outcome = load_dotted(spec.work)(job)
+        outcome = _imported(spec.work)(job)
         if spec.pieces is not None:
             events.send("done")  # the pieces have their receipts; whoever shared them out commits
         elif place.rank == 0:
