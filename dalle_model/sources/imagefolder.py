@@ -39,14 +39,14 @@ from dalle_model.sources.telling import Tell, silent
 from dalle_model.sources.unpacking import kind_of
 
 FILE_COLUMNS = ("file_name", "filename", "image", "image_path", "path", "file")
-# The last are not read, which the ledger says of each: whoever has them takes them for pictures.
-_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp"} | {
+_UNREAD = {
     ".heic",
     ".heif",
     ".jxl",
     ".jp2",
     ".svg",
-}
+}  # whoever has them takes them for pictures: the ledger says why not
+_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp"} | _UNREAD
 _TEXTS = (".txt", ".TXT", ".caption")  # beside a picture
 _ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"}
 _MAX_TEXT_BYTES = 1_000_000
