@@ -20,8 +20,13 @@ from flows import prefect_home
 from flows.children import Child, start_prefect
 from flows.crash_detection import HEARTBEAT_S, TAG, close_dead_runs
 from flows.prefect_home import HomeLease
+from flows.server_watch import watched
 
 START_DEADLINE_S = 180.0  # a fresh database takes 3 s to migrate on a quiet machine, 30 s on a busy one
+
+_WHILE_SILENT = (
+    "the step at work goes on, and what it finishes is kept; Ctrl-C ends the run, the same command goes on later"
+)
 
 # Nothing of these commands phones home.
 QUIET = {
@@ -122,7 +127,7 @@ def prefect_api() -> Iterator[str]:
     from prefect import tags
 
     try:
-        with tags(TAG):
+        with tags(TAG), watched(url, _WHILE_SILENT):
             yield url
     except DalleError:
         raise

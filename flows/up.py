@@ -17,6 +17,7 @@ from flows import prefect_home
 from flows.children import Child, start_prefect
 from flows.deployments import POOL, absolute, deploy
 from flows.prefect_home import HomeLease
+from flows.server_watch import watched
 from flows.temporary_server import QUIET, START_DEADLINE_S, check_database, server_environment, wait_until_healthy
 
 FLOW_GRACE_S = 30.0  # a step that is told to stop saves its checkpoint first
@@ -120,7 +121,9 @@ class _Machine:
     def run(self) -> None:
         try:
             self._start()
-            self._watch()
+            advice = f"steps at work go on; its log is {self._lease.home / 'server.log'}, Ctrl-C stops everything"
+            with watched(f"{self._address}/api", advice, say=lambda line: print(line, flush=True)):
+                self._watch()
         except _Stop:
             print("stopping: running steps save what they have; they go on when they are run again", flush=True)
         finally:
