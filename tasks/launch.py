@@ -27,6 +27,7 @@ STACKS = signal.SIGUSR1  # asks a worker where it is: it writes the stack of eac
 Listener = Callable[[dict[str, Any]], None]
 
 _STACKS_S = 10.0  # a machine with too much to do lets it wait; one that cannot answer is waited for no longer
+_KILLED_S = 10.0  # within which a process that was killed has gone, unless the kernel holds it
 _AGAIN = "; run it again to go on from its last finished piece"
 
 # glibc returns every large tensor's pages to the system at once and faults them in again; keeping them makes a
@@ -90,6 +91,17 @@ def stop_group(process: "subprocess.Popen[str]", grace_s: float) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     _kill(known)
     process.wait()
+    deadline = time.monotonic() + _KILLED_S  # nobody tells us when a grandchild has gone
+    while any(map(lives, known.values())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is still this process, whatever the wall clock does: ``create_time`` moves when the clock is set."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _descendants(pid: int) -> dict[int, psutil.Process]:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from dalle_model.errors import DalleError
 from tasks.faults import fault_point
 from tasks.job import Events, Job, JobSpec, StopRequested
-from tasks.launch import STACKS
+from tasks.launch import STACKS, lives
 from tasks.place import Place
 from tasks.s3_client import StoreOptions
 from tasks.settings import Settings
@@ -67,19 +67,11 @@ def _watch_parent(parent_pid: int, events: Events) -> None:
     global _peak_rss
     while True:
         time.sleep(0.5)
-        if not _lives(parent):
+        if not lives(parent):
             os.killpg(os.getpgid(0), signal.SIGKILL)
         rss = _tree_rss()
         _peak_rss = max(_peak_rss, rss)
         events.send("alive", rss_bytes=rss)
-
-
-def _lives(process: psutil.Process) -> bool:
-    """Whether it is still this process, whatever the wall clock does: ``create_time`` moves when the clock is set."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _tree_rss() -> int:

@@ -1,14 +1,13 @@
 """SIGKILL at random and at aimed moments, restart until done: every manifest equals that of an undisturbed run."""
 
 import os
-import random
 from pathlib import Path
 
 import pytest
 from support.kills import kill_stage
 from support.tiny import ORDER, TinyRun
 
-SEED = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
+SEED = int(os.environ.get("KILL_SEED", "0"))  # kill_many.py tries any
 
 
 # The default run kills the other stages elsewhere: test_bad_input, test_training_resume, test_exactly_once.
@@ -22,7 +21,6 @@ BY_DEFAULT = ("curate", "encode")
 def test_a_stage_killed_again_and_again_makes_the_same_artifact(
     stage: str, kills: int, tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    print(f"repeat with KILL_SEED={SEED}")
     tally = kill_stage(tiny_run, stage, tmp_path, kills=kills, seed=SEED)
     print(tally.line(goal=kills))
     assert not tally.problems, f"KILL_SEED={SEED}: {tally.problems}"

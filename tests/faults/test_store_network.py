@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from support.fault_proxy import FaultProxy
 from support.object_stores import SECRET, artifact, rclone, shared
-from support.processes import free_port
+from support.processes import LONG_S, closed_port
 
 from dalle_model.errors import CorruptObject, StoreError, StoreUnreachable, UnsafeStore, UsageError
 from tasks.artifacts import Part
@@ -55,36 +54,36 @@ def test_refusals_for_some_seconds_are_waited_out(proxy: FaultProxy, mode: str) 
     store = through(proxy)
     work(store, "before")
     proxy.seen.clear()
-    rule = proxy.add(mode, seconds=2)
+    proxy.add(mode, times=4)
     work(store)
     refused = [seen.at for seen in proxy.seen if seen.status in (500, 503, 0)]
-    assert rule.hits == len(refused) >= 2
+    assert len(refused) == 4
     # two a second; aiohttp by itself repeats a request at once when a kept connection turns out to be dead
-    limit = 2 * (refused[-1] - refused[0]) + 2
-    assert len(refused) <= (2 * limit if mode == "reset" else limit)
+    pauses = 1 if mode == "reset" else 3
+    assert refused[-1] - refused[0] > 0.49 * pauses
 
 
 def test_refused_parallel_requests_are_paced_together(proxy: FaultProxy) -> None:
     store = through(proxy)
     manifest = artifact(store, rows=8)
     proxy.seen.clear()
-    proxy.add("503", method="HEAD", seconds=2)
+    proxy.add("503", method="HEAD", times=11)
     store.commit(manifest)
     refused = [seen.at for seen in proxy.seen if seen.status == 503]
+    assert len(refused) == 11
     # at most the eight that were under way when the first was refused, then two a second
-    assert 2 <= len(refused) <= 8 + 2 * 2 + 2
+    assert refused[-1] - refused[0] > 0.49 * (11 - 8)
 
 
 def test_outage_longer_than_patience_is_one_line(proxy: FaultProxy) -> None:
     store = through(proxy, patience_s=1.5)
     proxy.add("503")
-    start = time.monotonic()
     with pytest.raises(
-        StoreUnreachable, match=r"did not serve for \d s \(503 SlowDown\).*run the same command again"
+        StoreUnreachable, match=r"did not serve for \d+ s \(503 SlowDown\).*run the same command again"
     ) as error:
         artifact(store)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - start < 60  # ten minutes are the default
+    assert len(proxy.seen) < 20  # in ten minutes, the default, it would be hundreds
 
 
 def test_long_outage_warns_while_it_waits(proxy: FaultProxy, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,9 +97,11 @@ def test_long_outage_warns_while_it_waits(proxy: FaultProxy, caplog: pytest.LogC
 def test_one_request_in_ten_failing_changes_nothing(proxy: FaultProxy) -> None:
     store = through(proxy)
     rules = [proxy.add(mode, share=0.035) for mode in ("503", "500", "reset", "drop-answer", "cut")]
-    for n in range(3):
-        work(store, f"n{n}")
-    assert sum(rule.hits for rule in rules) >= 3
+    done = 0
+    while done < 3 or sum(rule.hits for rule in rules) < 3:
+        work(store, f"n{done}")
+        done += 1
+    assert done < 50
 
 
 def test_answer_cut_in_half_is_asked_for_again(proxy: FaultProxy) -> None:
@@ -243,9 +244,10 @@ def test_missing_bucket_is_said(kind: str) -> None:
 
 
 def test_address_where_nobody_listens_is_given_up_soon() -> None:
-    store = shared("moto").store(endpoint_url=f"http://127.0.0.1:{free_port()}", patience_s=2.0)
-    with pytest.raises(StoreUnreachable, match="no server answers: check AWS_ENDPOINT_URL"):
-        store.load("notes/x")
+    with closed_port() as port:
+        store = shared("moto").store(endpoint_url=f"http://127.0.0.1:{port}", patience_s=2.0)
+        with pytest.raises(StoreUnreachable, match="no server answers: check AWS_ENDPOINT_URL"):
+            store.load("notes/x")
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3://key:canary@bucket/x", "gs://bucket/x", ""])
@@ -262,16 +264,21 @@ def test_endpoint_that_is_no_url_is_said() -> None:
 
 def test_server_killed_and_restarted_loses_nothing_and_is_waited_for() -> None:
     with rclone() as server:
-        store = server.store()
+        store = server.store(patience_s=LONG_S)
         done = artifact(store, "done")
         store.commit(done)
         server.kill()
         with contextlib.suppress(StoreError):
             Store.open(store.uri, options=server.options(patience_s=0.5)).load("notes/x")
-        threading.Timer(2.0, server.start).start()
-        started = time.monotonic()
+        back = threading.Event()
+
+        def start() -> None:
+            back.set()
+            server.start()
+
+        threading.Timer(2.0, start).start()
         manifest = artifact(store, "after")
-        assert time.monotonic() - started > 1.5
+        assert back.is_set(), "it was written while no server ran"
         store.commit(manifest)
         assert store.verify(done) == store.verify(manifest) == []
 

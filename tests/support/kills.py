@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.processes import Driver, wait_for
+from support.processes import LONG_S, Driver, wait_for
 from support.tiny import TinyRun, section_of
 
 from tasks.spool import spool_folder
@@ -105,15 +105,13 @@ def kill_stage(tiny: TinyRun, stage: str, folder: Path, *, kills: int, seed: int
 
 
 def _strike(driver: Driver, way: str, spool: Path, after_s: float, tally: Tally) -> bool:
-    """Run the driver into one kill. True when the stage came to its end before."""
+    """Run the driver into one kill. True when the stage came to its end before: then nothing was struck."""
     if way.startswith(("random:", "spool")):
         driver.start()
         ready: Callable[[], Any] = (lambda: _spool_file_open(spool)) if way == "spool" else lambda: False
-        struck = wait_for(lambda: ready() or not driver.running, 60.0 if way == "spool" else after_s, every_s=0.01)
+        wait_for(lambda: ready() or not driver.running, LONG_S if way == "spool" else after_s, every_s=0.01)
         if driver.running:
             driver.kill("all" if way == "spool" else way.removeprefix("random:"))
-            tally.struck(way)
-            del struck
     else:
         driver.start(DALLE_FAULT=way)
     code, _, err = driver.wait()
@@ -121,8 +119,7 @@ def _strike(driver: Driver, way: str, spool: Path, after_s: float, tally: Tally)
         tally.problems.append(f"{way}: still running: {left}")
     if code == 0:
         return True
-    if not way.startswith(("random:", "spool")):
-        tally.struck(way)
+    tally.struck(way)
     # A killed worker is a named error of its parent; a killed parent says nothing.
     if code > 0 and "StepFailed" not in err:
         tally.problems.append(f"{way}: exit code {code}: {err}")
@@ -155,7 +152,7 @@ def _check_end(tiny: TinyRun, stage: str, store: Store, spool: Path, tally: Tall
         tally.problems.append(f"damaged objects: {damaged}")
     with spool_folder(spool, want.fingerprint):
         pass  # what a process left that died after the last run had looked goes with the next one
-    if left := list(spool.glob("*")):
+    if left := list(spool.glob("spool-*")):  # a new-* is one that was killed before it had a lock, and goes in an hour
         tally.problems.append(f"left in the spool: {left}")
     time.sleep(0.01)
     store.sweep(older_than_s=0.0)

@@ -62,16 +62,16 @@ class Server:
         """Endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, timeout_s: float = 60.0) -> None:
+    def start(self, timeout_s: float = 300.0) -> None:
         """Start (again) and return when it accepts connections."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            if self.process.poll() is not None:  # before the port is asked: another program may have taken it
+                break
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
-            if self.process.poll() is not None:
-                break
             time.sleep(0.05)
         raise RuntimeError(f"{self.command[0]} did not start: {self.log.read_text()[-2000:]}")
 

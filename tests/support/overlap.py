@@ -22,6 +22,7 @@ from tasks.settings import Settings
 from tasks.stages import GENERATE
 from tasks.store import Store
 
+FIRST = "part.before_receipt:1"  # where both runs are struck first: neither has told the other of a picture by then
 Pictures = dict[tuple[str, int, int], str]  # (prompt, seed, index) -> SHA-256 of the file
 
 
@@ -43,11 +44,11 @@ class _Run:
     aimed: bool = False
     die_at: float = math.inf
 
-    def start(self, random_: random.Random, kills_left: bool) -> None:
+    def start(self, random_: random.Random, kills_left: bool, moment: str = "") -> None:
         """Every other kill strikes at a receipt, where a picture could be lost or made twice; the others at any moment."""
         self.aimed = kills_left and not self.aimed
         self.die_at = time.monotonic() + random_.uniform(0.5, 8.0) if kills_left and not self.aimed else math.inf
-        moment = f"part.{random_.choice(('before', 'after'))}_receipt:{random_.randint(1, 3)}"
+        moment = moment or f"part.{random_.choice(('before', 'after'))}_receipt:{random_.randint(1, 3)}"
         self.driver.start(**({"DALLE_FAULT": moment} if self.aimed else {}))
 
 
@@ -94,7 +95,13 @@ def overlap(
     settings = {"store": store.uri, "spool": str(folder / "spool"), "grace_s": 5.0}
     runs = [_Run(Driver("generate", config, inputs, settings)) for config in configs]
     for run in runs:
-        run.start(random_, kills > 0)
+        run.start(random_, kills > 0, FIRST)
+    if kills > 0:  # both are struck before either goes on: one alone could make all the pictures of the other
+        for run in runs:
+            _ended(run, result)
+        for run in runs:
+            if not run.done:
+                run.start(random_, result.kills < kills)
     while not all(run.done for run in runs):
         for run in runs:
             _attend(run, result, random_, kills)
@@ -112,20 +119,22 @@ def _attend(run: _Run, result: Overlap, random_: random.Random, kills: int) -> N
         if time.monotonic() < run.die_at:
             return
         what = random_.choice(("all", "parent", "child"))
-        run.driver.kill(what if run.driver.workers() else "all")  # before it has a worker there is no child to kill
-        result.kills += 1
+        run.driver.kill(what)
+    _ended(run, result)
+    if not run.done:
+        run.start(random_, result.kills < kills)
+
+
+def _ended(run: _Run, result: Overlap) -> None:
+    """Wait for the end of a run, and count it as a kill unless it is a good one."""
     code, _, err = run.driver.wait()
     if left := run.driver.gone():
         result.problems.append(f"still running after a kill: {left}")
     run.done = code == 0
-    if code == 0:
-        return
-    result.kills += run.aimed
+    result.kills += code != 0
     if code > 0 and "StepFailed" not in err:
         result.problems.append(f"exit code {code}: {err}")
         run.done = True
-        return
-    run.start(random_, result.kills < kills)
 
 
 def _compare(store: Store, calm: Settings, fingerprint: str, name: str, result: Overlap) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from tasks.artifacts import ArtifactRef
 
 DALLE = (sys.executable, "-c", "from flows.cli import main; main()")  # the console script, of this very environment
 DRIVER = Path(__file__).with_name("driver.py")
+LONG_S = 540.0  # bounds a hang, below the limit of a test; on a crowded machine a stage has taken minutes
+_given: set[int] = set()
 _MARK = "DALLE_TEST_MARK"  # inherited by everything a driver starts, so that all of it can be found
 
 
@@ -61,13 +63,13 @@ class Driver:
         """Whether the driver itself runs."""
         return self.process is not None and self.process.poll() is None
 
-    def wait(self, timeout_s: float = 300.0) -> tuple[int, str, str]:
+    def wait(self, timeout_s: float = LONG_S) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
         assert self.process is not None
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
 
-    def finish(self, timeout_s: float = 300.0) -> dict[str, Any]:
+    def finish(self, timeout_s: float = LONG_S) -> dict[str, Any]:
         """Wait for a good end and return what it printed: reference and whether it was reused."""
         code, out, err = self.wait(timeout_s)
         assert code == 0, f"{self.stage} ended with {code}: {out}{err}"
@@ -83,18 +85,18 @@ class Driver:
         return [p for p in self.processes() if "tasks.worker" in command_of(p)]
 
     def kill(self, what: str) -> None:
-        """SIGKILL to ``all`` its processes at once, to the ``parent`` only, or to the ``child`` only."""
-        assert self.process is not None
-        victims = {"all": self.processes, "child": self.workers, "parent": lambda: [psutil.Process(self.process.pid)]}[
-            what
-        ]  # type: ignore[union-attr]
-        try:
-            for victim in victims():
-                send(victim, signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            pass
+        """SIGKILL to ``all`` its processes at once, to the ``parent`` only, or to the ``child`` only.
 
-    def gone(self, within_s: float = 30.0) -> list[psutil.Process]:
+        Before there is a child, all are killed: none would be, and the stage would come to its end undisturbed.
+        """
+        assert self.process is not None
+        if what == "parent":
+            self.process.kill()
+            return
+        for victim in (self.workers() if what == "child" else []) or self.processes():
+            send(victim, signal.SIGKILL)
+
+    def gone(self, within_s: float = 120.0) -> list[psutil.Process]:
         """Wait until nothing is left of it; returns what is left all the same."""
         assert self.process is not None
         if not wait_for(lambda: not self.processes(), within_s):
@@ -107,12 +109,24 @@ def free_port() -> int:
     """A port nobody listens on now, below those that the system gives to outgoing connections on its own.
 
     Of those, one can be taken by any connection of the many tests beside, in the seconds before a server listens there.
+    For the same reason no port is given twice, and each process of pytest-xdist has ports of its own.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
+        port = random.SystemRandom().randrange(10_000 + 2_200 * number, 12_200 + 2_200 * number)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, and nobody can while the block lasts."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def send(process: psutil.Process, number: int) -> None:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from support.object_stores import artifact
 
-from tasks import sweep, worker
+from tasks import launch, sweep
 from tasks.store import Store
 
 
@@ -20,7 +20,7 @@ def test_a_step_outlives_a_wall_clock_that_is_set(monkeypatch: pytest.MonkeyPatc
     boot_time = psutil.boot_time()
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time + 3600)
     assert psutil.Process().create_time() > born + 3000, "the clock was not set"
-    assert worker._lives(parent)
+    assert launch.lives(parent)
 
 
 def test_a_sweep_asks_the_store_what_time_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
