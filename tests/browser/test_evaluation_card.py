@@ -3,15 +3,13 @@
 import re
 
 import pytest
-from support.browser import keep_screenshot, open_browser
+from support.browser import SLOW_MS, expect, keep_screenshot, open_browser, wait_pictures
 from support.prefect_server import Up
 from support.tiny import TinyRun
 
 from tasks.evaluation_card import evaluation_card
 
-pytestmark = [pytest.mark.server, pytest.mark.browser]
-
-SLOW_MS = 120_000  # two shared cores: a page may take its time, but it must come
+pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.timeout(1500)]  # it may wait for the server
 
 
 @pytest.mark.parametrize("ui", ["/v2", ""], ids=["v2", "v1"])
@@ -26,10 +24,14 @@ def test_an_evaluations_card_fits_a_window_of_1300_px_and_shows_the_worst_drawin
         page.set_default_timeout(SLOW_MS)
         page.goto(f"{machine.url}{ui}/artifacts/artifact/{made['id']}")
         page.locator("img[src^='data:image/']").nth(6).wait_for()  # the sheet, two that fail, and some near to training
+        tables = page.locator("table")
+        wanted = len(re.findall(r"^\| -", card.markdown, re.MULTILINE))
+        assert wanted > 1
+        expect(tables).to_have_count(wanted)  # none is shown as text
+        wait_pictures(page)  # each moves what is below or beside it
+        page.evaluate("document.fonts.ready.then(() => null)")
         text = page.get_by_text("This model was trained on").first.bounding_box()
         assert text is not None
-        tables = page.locator("table")
-        assert tables.count() == len(re.findall(r"^\| -", card.markdown, re.MULTILINE)) > 1, "none is shown as text"
         boxes = [tables.nth(i).bounding_box() for i in range(tables.count())]
         keep_screenshot(page, f"prefect-artifact-{card.key}{ui or '/v1'}")
         pictures = page.locator("img[src^='data:image/']")

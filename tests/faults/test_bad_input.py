@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.bad_images import ANY, KEPT, build, encoded, flat_png, photo, scan_bomb, tiny_webp_of
 from support.data_steps import Data, write_folder
+from support.processes import LONG_S, send, wait_for
 
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Reason
@@ -190,18 +190,16 @@ def test_killed_anywhere_ingest_ends_with_the_same_artifact(tmp_path: Path, seed
     )
     dice = random.Random(seed)
     aimed = ["part.before_receipt:1", "part.after_receipt:2", "publish.before_manifest", "part.before_receipt:3"]
-    for attempt in range(3):
-        fault = {"DALLE_FAULT": dice.choice(aimed)} if attempt % 2 == 0 else {}
+    pieces = dice.randint(1, 3)
+    for fault in (f"part.after_receipt:{pieces}:wait", dice.choice(aimed), dice.choice(aimed)):
         argv = [sys.executable, "-c", script, json.dumps(config), data.settings.model_dump_json()]
-        process = subprocess.Popen(argv, env=os.environ | fault, start_new_session=True, stderr=subprocess.PIPE)
-        if not fault:
-            time.sleep(dice.uniform(0.3, 2.5))
+        env = os.environ | {"DALLE_FAULT": fault}
+        process = subprocess.Popen(argv, env=env, start_new_session=True, stderr=subprocess.PIPE)
+        if fault.endswith(":wait"):  # there it is killed from outside, with all that it started
+            assert wait_for(lambda: len(data.store.keys("parts/")) >= pieces, LONG_S)
             for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                try:
-                    victim.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-        process.communicate(timeout=120)
+                send(victim, signal.SIGKILL)
+        process.communicate(timeout=LONG_S)
     result = run_step(INGEST, IngestConfig(**config), {}, data.settings)
     assert result.ref.manifest_sha256 == undisturbed.sha256
     assert not data.store.verify(data.store.resolve(result.ref.fingerprint))

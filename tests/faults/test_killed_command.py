@@ -9,9 +9,8 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
-from support.processes import DALLE, marked, marked_environment, send, wait_for
+from support.processes import DALLE, LONG_S, marked, marked_environment, wait_for
 from support.tiny import TinyRun, command_sets
 
 from tasks.store import Store
@@ -45,12 +44,14 @@ class Command:
             text=True,
             start_new_session=True,
         )
-        assert wait_for(lambda: self.newest() > before or process.poll() is not None, 240), "fit saved no checkpoint"
-        send(psutil.Process(process.pid), number)
-        _, said = process.communicate(timeout=120)
+        assert wait_for(lambda: self.newest() > before or process.poll() is not None, LONG_S), "fit saved no checkpoint"
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[1])
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LONG_S)
         assert process.returncode == code, said
         # Workers look for their parent twice a second, the temporary server too; then it has ten seconds to end.
-        assert wait_for(lambda: not marked(self.mark), 40), f"left behind: {marked(self.mark)}"
+        assert wait_for(lambda: not marked(self.mark), 200), f"left behind: {marked(self.mark)}"
         return said
 
 
@@ -83,4 +84,4 @@ def test_the_same_command_goes_on_to_the_end(command: Command) -> None:
     assert [stage for stage, entry in artifacts.items() if not entry["reused"]] == ["fit", "evaluate", "generate"]
     assert len(Store.open(command.store).artifacts()) == len(artifacts)
     assert list(command.spool.iterdir()) == []
-    assert wait_for(lambda: not marked(command.mark), 20), marked(command.mark)
+    assert wait_for(lambda: not marked(command.mark), 200), marked(command.mark)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from support.fault_proxy import FaultProxy
 from support.in_process import steps_in_this_process
 from support.object_stores import Server, rclone, shared
-from support.processes import Driver
+from support.processes import LONG_S, Driver, wait_for
 from support.tiny import ORDER, TinyRun, section_of
 
 from tasks.settings import Settings
@@ -72,23 +73,18 @@ def test_a_server_that_is_killed_and_started_again_keeps_what_is_finished(tiny_r
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(tiny_run: TinyRun, tmp_path: Path) -> None:
     """Killed while a step works, back seconds later: the step ends as if nothing had been."""
-    import time
-
-    with rclone() as server:
-        uri = server.uri()
-        driver = Driver(
-            "ingest",
-            section_of("ingest", tiny_run.config),
-            {},
-            {"store": uri, "spool": str(tmp_path / "spool")},
-            server.env(),
-        ).start()
-        store = server.store(uri)
-        deadline = time.monotonic() + 120
-        while not store.keys("parts/") and time.monotonic() < deadline:
-            time.sleep(0.02)
+    spool = tmp_path / "spool"
+    with rclone() as server, FaultProxy(server.port) as proxy:
+        store = server.store()
+        proxy.add("503", method="PUT", key="/manifests/")  # it cannot end before the server was away
+        env = server.env() | {"AWS_ENDPOINT_URL": proxy.url}
+        settings = {"store": store.uri, "spool": str(spool)}
+        driver = Driver("ingest", section_of("ingest", tiny_run.config), {}, settings, env).start()
+        assert wait_for(lambda: store.keys("parts/") or not driver.running, LONG_S) and driver.running
         server.kill()
-        time.sleep(2)
+        proxy.clear()
+        cut = len(proxy.seen)
+        assert wait_for(lambda: any(seen.status == 0 for seen in proxy.seen[cut:]), LONG_S), "nobody missed the server"
         server.start()
         answer = driver.finish()
         assert answer["ref"]["manifest_sha256"] == tiny_run.results["ingest"].ref.manifest_sha256

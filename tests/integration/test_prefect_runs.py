@@ -2,7 +2,6 @@
 
 import re
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -23,6 +22,7 @@ from tasks.store import Store
 # The first test waits for server, worker and chain: a minute alone, many when all others run beside them.
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]
 
+GONE_S = 300.0  # seconds on a quiet machine; on a crowded one the server alone takes more than a minute to answer
 SHOWN = (  # what a person looks at, by artifact key
     "ingest-funnel",
     "ingest-sheet-kept",
@@ -74,7 +74,7 @@ def test_a_second_run_makes_nothing_again(machine: Up, chain_run: dict[str, Any]
     again = machine.finish("pipeline/tiny", {"config": dump(tiny_config())})
     # The last lines of a run's log arrive a moment after its end.
     said = "reused: an artifact with this fingerprint is committed"
-    assert wait_for(lambda: machine.log_of(again["id"]).count(said) == len(STAGES), 30, every_s=0.5), machine.log_of(
+    assert wait_for(lambda: machine.log_of(again["id"]).count(said) == len(STAGES), 300, every_s=0.5), machine.log_of(
         again["id"]
     )
 
@@ -100,8 +100,8 @@ def test_scheduled_runs_appear_by_themselves_draw_with_production_and_wait_for_a
         added.append((deployment, made[0]["id"]))
     ended: dict[str, dict[str, Any]] = {}
     try:
-        assert wait_for(lambda: ended.update(_scheduled(machine, config)) or len(ended) == 2, 400, every_s=1), (
-            f"of two schedules for every minute {len(ended)} had a run after 400 s: {ended}\n{machine.logs()}"
+        assert wait_for(lambda: ended.update(_scheduled(machine, config)) or len(ended) == 2, 900, every_s=1), (
+            f"of two schedules for every minute {len(ended)} had a run after 900 s: {ended}\n{machine.logs()}"
         )
     finally:
         for deployment, schedule_id in added:
@@ -146,10 +146,11 @@ def _scheduled(machine: Up, config: dict[str, Any]) -> dict[str, dict[str, Any]]
 def test_wrong_parameters_are_refused_in_words_before_a_run_exists(
     machine: Up, parameters: dict[str, Any], told: str
 ) -> None:
-    before = machine.api("/flow_runs/count", {})
+    of_it = {"deployments": {"id": {"any_": [machine.deployment("pipeline/tiny")["id"]]}}}  # others have a schedule
+    before = machine.api("/flow_runs/count", of_it)
     with pytest.raises(Refused, match=told):
         machine.submit("pipeline/tiny", parameters)
-    assert machine.api("/flow_runs/count", {}) == before
+    assert machine.api("/flow_runs/count", of_it) == before
 
 
 @pytest.fixture
@@ -171,9 +172,8 @@ def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_cancelled_one_goe
 
     cancelled = _start_and_reach(machine, parameters, r"(\d\d+) of 100,000 steps")
     machine.api(f"/flow_runs/{cancelled}/set_state", {"state": {"type": "CANCELLING"}})
-    asked_at = time.monotonic()
-    assert wait_for(lambda: not machine.step_processes(), 30, every_s=0.1), f"alive: {machine.step_processes()}"
-    assert wait_for(lambda: not machine.flow_processes(), 30 - min(time.monotonic() - asked_at, 29), every_s=0.1)
+    assert wait_for(lambda: not machine.step_processes(), GONE_S, every_s=0.1), f"alive: {machine.step_processes()}"
+    assert wait_for(lambda: not machine.flow_processes(), GONE_S, every_s=0.1), f"alive: {machine.flow_processes()}"
     assert machine.wait_run(cancelled)["state_type"] == "CANCELLED"
 
     goes_on = r"goes on from the checkpoint at step (\d+) of 100000"
@@ -182,7 +182,7 @@ def test_a_cancelled_and_a_killed_run_leave_no_process_and_the_cancelled_one_goe
     assert int(re.findall(goes_on, machine.log_of(killed))[0]) > 0
     for process in machine.flow_processes():
         process.send_signal(signal.SIGKILL)
-    assert wait_for(lambda: not machine.step_processes(), 30, every_s=0.1), "the step outlives its killed flow"
+    assert wait_for(lambda: not machine.step_processes(), GONE_S, every_s=0.1), "the step outlives its killed flow"
     assert machine.wait_run(killed)["state_type"] == "CRASHED"
     assert sorted(machine.store.glob("manifests/fit-tokenizer/*")) == manifests, (
         "a run that did not finish left an artifact"

@@ -52,7 +52,7 @@ def test_an_interrupt_ends_both_ranks_with_a_checkpoint(
     mark = uuid.uuid4().hex
     monkeypatch.setenv("DALLE_TEST_MARK", mark)
     config = section_of("fit", tiny_config("train.steps=100000", "train.checkpoint_every=100000"))
-    settings = Settings(store=str(store), spool=tmp_path / "spool", ranks=2)
+    settings = Settings(store=str(store), spool=tmp_path / "spool", ranks=2, grace_s=200.0)
     seen: list[int] = []
 
     def interrupt(event: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.object_stores import any_store, artifact, shared
+from support.processes import LONG_S
 
 from dalle_model.errors import CommitConflict, CorruptObject, RefNotFound, UnsafeStore, UsageError
 from tasks.artifacts import Part
@@ -436,6 +437,6 @@ assert store.verify(artifact(store, "child")) == []
     server = shared("moto")
     env = os.environ | server.env() | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", code, server.uri()], env=env, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", code, server.uri()], env=env, timeout=LONG_S, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

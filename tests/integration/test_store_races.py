@@ -105,5 +105,5 @@ def test_two_processes_race_for_objects_and_commit(kind: str, tmp_path: Path) ->
             assert outcomes == (["committed"] * 2 if n % 2 else ["committed", "conflict"]), n
     finally:
         for writer in writers:
-            writer.communicate(timeout=60)
+            writer.communicate(timeout=300)
     assert [writer.returncode for writer in writers] == [0, 0]

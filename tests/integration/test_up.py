@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.prefect_server import Up
-from support.processes import DALLE, command_of, free_port, wait_for
+from support.processes import DALLE, LONG_S, closed_port, command_of, free_port, wait_for
 from support.tiny import TinyRun, tiny_config
 
 pytestmark = pytest.mark.server
@@ -33,7 +33,7 @@ DEPLOYMENTS = {
 def dalle(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
     return subprocess.run(
-        [*DALLE, *arguments], env=os.environ | env, capture_output=True, text=True, timeout=240, check=False
+        [*DALLE, *arguments], env=os.environ | env, capture_output=True, text=True, timeout=LONG_S, check=False
     )
 
 
@@ -57,7 +57,7 @@ def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_
     (worker,) = _prefect(up, "worker")
     assert worker.environ()["PREFECT_WORKER_QUERY_SECONDS"] == "2", "a person waits for a submitted run"
     worker.kill()
-    assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 60, every_s=0.2), up.output()
+    assert wait_for(lambda: _prefect(up, "worker") not in ([], [worker]), 300, every_s=0.2), up.output()
     assert "starting it again" in up.output()
 
     tiny_run.copy(up.store, before="fit-tokenizer")
@@ -79,10 +79,10 @@ def test_up_serves_all_deployments_restarts_its_worker_and_leaves_no_process_on_
 def test_up_killed_with_9_leaves_no_process(tmp_path: Path) -> None:
     up = Up(tmp_path / "up").start()
     try:
-        assert wait_for(lambda: len(up.processes()) >= 2, 60, every_s=0.2)
+        assert wait_for(lambda: len(up.processes()) >= 2, 300, every_s=0.2)
         assert up.process is not None
         up.process.kill()
-        assert wait_for(lambda: not up.processes(), 30, every_s=0.2), up.processes()
+        assert wait_for(lambda: not up.processes(), 200, every_s=0.2), up.processes()
     finally:
         up.stop()
 
@@ -120,7 +120,8 @@ def test_what_stands_in_the_way_is_named_in_one_line(tmp_path: Path, command: st
             ended = dalle("up", "--port", port, "--home", str(tmp_path / "home"))
             told = (port, "--port")
         else:
-            ended = dalle("deploy", PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+            with closed_port() as closed:
+                ended = dalle("deploy", PREFECT_API_URL=f"http://127.0.0.1:{closed}/api")
             told = ("does not answer", "dalle up")
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1, ended.stderr

@@ -18,9 +18,9 @@ import psutil
 from support.processes import DALLE, command_of, free_port, marked, marked_environment
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
-START_S = 240.0  # about 20 s on a quiet machine with two cores
-RUN_S = 600.0  # the chain takes about 45 s there
-BUSY_S = 60.0
+START_S = 480.0  # about 20 s on a quiet machine with two cores
+RUN_S = 900.0  # the chain takes about 45 s there
+BUSY_S = 300.0
 ANSWER_S = 300.0  # bounds a hang; on a crowded machine the server took more than a minute for an answer
 
 
@@ -103,7 +103,7 @@ class Up:
         """Everything alive that it started, itself included."""
         return marked(self.mark)
 
-    def stop(self, number: int = signal.SIGINT, within_s: float = 90.0) -> int:
+    def stop(self, number: int = signal.SIGINT, within_s: float = 300.0) -> int:
         """Send a signal and wait for the end; the exit code."""
         assert self.process is not None
         if self.process.poll() is None:

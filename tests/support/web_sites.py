@@ -30,7 +30,6 @@ class Site:
     pages: Pages
     asked: list[str] = field(default_factory=list)
     agents: set[str] = field(default_factory=set)
-    times: list[float] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -46,7 +45,6 @@ def site(pages: Pages, address: str = "127.0.0.1") -> Iterator[Site]:
             with lock:
                 before = found.asked.count(self.path)
                 found.asked.append(self.path)
-                found.times.append(time.monotonic())
                 found.agents.add(self.headers.get("User-Agent", ""))
             page = found.pages.get(self.path, Page(status=404))
             page = page if isinstance(page, Page) else page(before)

@@ -48,7 +48,7 @@ def test_the_next_rows_are_read_while_a_shard_is_stored(tmp_path: Path, monkeypa
     put, show = Job.put, Progress.show
 
     def slow(job: Job, source: bytes | Path, **words: Any) -> Any:
-        assert words["role"] != "pairs" or not str(source).endswith("000000.parquet") or further.wait(30)
+        assert words["role"] != "pairs" or not str(source).endswith("000000.parquet") or further.wait(300)
         return put(job, source, **words)
 
     def seen(progress: Progress, source: Any) -> None:

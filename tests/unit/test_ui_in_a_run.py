@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from support.prefect_server import Up
+from support.prefect_server import ANSWER_S, Up
 from support.sample_pages import picture
 
 from tasks.artifacts import Manifest, ObjectRef
@@ -91,7 +91,7 @@ def test_progress_is_one_artifact_that_ends_at_100_percent_and_is_not_sent_for_e
         took_s.append(time.monotonic() - started)
 
     run()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + ANSWER_S
     while (shown := artifacts(run_ids[0]).get("fit-tokenizer-progress")) is None or float(shown.data) < 100:
         assert time.monotonic() < deadline, f"progress never came to its end: {shown}"
         time.sleep(0.1)
@@ -109,7 +109,7 @@ def test_a_picture_made_while_training_is_shown_before_the_step_ends():
         reporter = ProgressReporter("fit")
         reporter({"event": "picture", "title": "Samples", "png": "not base64 of a picture"})  # odd: passed over
         reporter({"event": "picture", "title": "Samples after 20 steps", "png": red})
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + ANSWER_S
         while "fit-live" not in artifacts(own_id()):
             assert time.monotonic() < deadline, "no picture came"
             time.sleep(0.1)
