@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from support.prefect_server import Refused, Up
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, temporary_settings
+from support.prefect_server import ANSWER_S, Refused, Up
 from support.processes import wait_for
 from support.tiny import TinyRun, tiny_config
 
@@ -119,7 +119,8 @@ def _run_that_died_before_the_detector_was_made(machine: Up) -> str:
     flow = machine.api("/flows/", {"name": "pipeline"})
     asked = {"flow_id": flow["id"], "name": "long dead", "tags": [TAG], "state": {"type": "RUNNING"}}
     dead = machine.api("/flow_runs/", asked)
-    with temporary_settings({PREFECT_API_URL: f"{machine.url}/api"}), get_client(sync_client=True) as client:
+    patient = {PREFECT_API_URL: f"{machine.url}/api", PREFECT_API_REQUEST_TIMEOUT: ANSWER_S}
+    with temporary_settings(patient), get_client(sync_client=True) as client:
         ask_for_life(client)
     return str(dead["id"])
 

@@ -11,7 +11,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, temporary_settings
 from support.prefect_server import ANSWER_S, Up
 from support.sample_pages import picture
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]  # the first may wa
 @pytest.fixture(scope="module", autouse=True)
 def server(machine: Up) -> Iterator[None]:
     """Prefect's own test harness would import all of the server into this process first."""
-    with temporary_settings({PREFECT_API_URL: f"{machine.url}/api"}):
+    with temporary_settings({PREFECT_API_URL: f"{machine.url}/api", PREFECT_API_REQUEST_TIMEOUT: ANSWER_S}):
         yield
 
 

@@ -45,7 +45,7 @@ def test_two_commands_do_not_write_into_one_folder_at_once(tmp_path: Path) -> No
         thread.start()
         thread.join(0.2)
         wrote.append("first")
-    thread.join(10)
+    thread.join(120)
     assert wrote == ["first", "other"]
 
 
