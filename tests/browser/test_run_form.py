@@ -60,7 +60,7 @@ def test_a_run_started_from_the_form_draws_what_was_typed_and_shows_it(machine: 
         page.goto(f"{machine.url}{ui}/runs/flow-run/{run['id']}")
         page.get_by_text(name).first.wait_for()
         # In the list of all pages there is one of that name, too.
-        page.get_by_role("tab").filter(has_text="Artifacts").click()
+        page.get_by_role("tablist").get_by_text("Artifacts", exact=True).click()
         page.get_by_text("Drawn from captions").last.wait_for()  # below the name of the sheet
         keep_screenshot(page, f"prefect-run{ui or '/v1'}")
         _see_picture(page, machine, ui, run["id"], "generate-sheet-samples")
