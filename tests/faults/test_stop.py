@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.in_process import steps_in_this_process
 from support.processes import DALLE, LONG_S, Driver, marked, marked_environment, wait_for
@@ -158,7 +159,7 @@ def test_a_stopped_command_saves_a_checkpoint_and_the_next_run_goes_on(
         run_step(STAGES["fit"], config, tiny_run.inputs("fit"), settings, until_it_goes_on)
 
 
-def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(tmp_path: Path) -> None:
+def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM is ignored by a child and its own child in another session; both are gone after the grace."""
     mark = uuid.uuid4().hex
     stubborn = (
@@ -174,7 +175,15 @@ def test_a_worker_that_ignores_the_request_is_killed_with_all_it_started(tmp_pat
     )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["up\n"] * 2
+    lives, looks = launch.lives, []
+
+    def lingers(process: psutil.Process) -> bool:  # as one does that the kernel has yet to take down
+        looks.append(len(looks) < 3 or lives(process))
+        return looks[-1]
+
+    monkeypatch.setattr(launch, "lives", lingers)
     launch.stop_group(process, grace_s=0.3)
+    assert looks[:3] == [True] * 3 and looks[-1] is False
     process.stdout.close()
     assert marked(mark) == []
 

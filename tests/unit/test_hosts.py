@@ -76,17 +76,20 @@ class Instant(asyncio.SelectorEventLoop):
 
 
 def test_a_pause_counts_for_those_who_wait_already() -> None:
-    async def play() -> float:
-        pace = Pace(10)
+    async def play() -> list[float]:
+        pace, now = Pace(10), asyncio.get_running_loop().time
         pace.ask(0.05)  # no interval longer than the own: nothing changes
         for _ in range(10):
             await pace.wait()  # the burst of a rest
-        waiting = [asyncio.create_task(pace.wait()) for _ in range(3)]
+
+        async def waited() -> float:
+            await pace.wait()
+            return now() - started
+
+        waiting, started = [asyncio.create_task(waited()) for _ in range(3)], now()
         await asyncio.sleep(0)
-        started = asyncio.get_running_loop().time()
         pace.hold(0.4)
-        await asyncio.gather(*waiting)
-        return asyncio.get_running_loop().time() - started
+        return await asyncio.gather(*waiting)
 
     with asyncio.Runner(loop_factory=Instant) as runner:
-        assert runner.run(play()) == pytest.approx(0.6), "a pause, and two more intervals of a tenth"
+        assert runner.run(play()) == pytest.approx([0.4, 0.5, 0.6]), "a pause, and then the intervals of a tenth"
