@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     code: object = 0
     lost = False
     try:
-        with _sigterm_interrupts():
+        with _sigterm_interrupts(leave if own_process else None):
             app(arguments, prog_name="dalle")  # ends by SystemExit, also when usage was wrong (2) or Ctrl-C came (130)
     except SystemExit as end:
         code = end.code
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _report(error, "--debug" in arguments)
         lost = isinstance(error, ServerLost)
     if code == INTERRUPTED:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        leave.say_interrupted()
     leave.code = code if isinstance(code, int) else 0 if code is None else 1
     if lost and own_process:  # Prefect's exit handlers would offer the server that is gone each event, 7 s at a time
         from flows import temporary_server
@@ -72,24 +72,45 @@ class _Leave:
     """
 
     code = 1
+    said = False
 
     def __call__(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(self.code)
 
+    def say_interrupted(self) -> None:
+        """Say so, once."""
+        if not self.said:
+            self.said = True
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+
+    def interrupted(self) -> None:
+        """Leave at once after an interrupt: Prefect's server is silent, and nothing else is to be done."""
+        from flows import temporary_server
+
+        self.say_interrupted()
+        self.code = INTERRUPTED
+        temporary_server.close()
+        self()
+
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def _sigterm_interrupts(leave: "_Leave | None" = None) -> Iterator[None]:
     """SIGTERM acts like Ctrl-C: a step saves a checkpoint and ends its processes instead of dying where it stands.
 
     SIGINT is set as well: a shell that starts us in the background has it ignored, and `kill -INT` would do nothing.
+    ``leave`` ends the process where Prefect would go on waiting for a server that hangs.
     """
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
 
     def interrupt(*_: object) -> None:
+        if leave is not None and "flows.server_watch" in sys.modules:
+            from flows.server_watch import leave_if_unheard
+
+            leave_if_unheard(leave.interrupted)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,4 @@
-"""Say that Prefect's server has stopped answering while work goes on, and that it answers again.
+"""Say that Prefect's server has stopped answering while work goes on, and that it answers again; leave when it is asked to.
 
 A server that hangs (a stopped process, a full disk, a machine that swaps) is no closed connection: Prefect's client waits a
 minute for each answer and asks six times, so a command would stand still for seven minutes without a word.
@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+import psutil
 
 from flows import prefect_home
 
 SILENT_S = 60.0  # before it is said: an answer took as long on a crowded machine
 _ASK_EVERY_S = 20.0
 _WAIT_S = 10.0
+_used: list[str] = []  # addresses that this process has watched
 
 
 class Silence:
@@ -48,6 +51,7 @@ def watched(
 ) -> Iterator[None]:
     """Ask the API at ``url`` for its health, from a thread of its own, until the block ends."""
     silence, over = Silence(url, advice), threading.Event()
+    _used.append(url)
 
     def ask() -> None:
         while not over.wait(every_s):
@@ -61,6 +65,41 @@ def watched(
         yield
     finally:
         over.set()  # not joined: it may wait for an answer
+
+
+def leave_if_unheard(
+    leave: Callable[[], None],
+    *,
+    healthy: Callable[[str, float], bool] = prefect_home.is_healthy,
+    working: Callable[[], bool] | None = None,
+    every_s: float = 2.0,
+) -> None:
+    """After an interrupt: ``leave``, from a thread of its own, once no step is at work and the server has missed two answers.
+
+    Prefect first reports the interrupt to its server, then its last events and log lines, and has the patience for each
+    that a hanging server needs: the command would go on for a quarter of an hour. Does nothing without a server.
+    """
+    if not _used:
+        return
+    url, at_work = _used[-1], working or _steps_at_work
+
+    def wait() -> None:
+        missed = 0
+        while missed < 2:
+            time.sleep(every_s)
+            missed = 0 if at_work() or healthy(url, _WAIT_S) else missed + 1
+        leave()
+
+    threading.Thread(target=wait, name="server-unheard", daemon=True).start()
+
+
+def _steps_at_work() -> bool:
+    """Whether a step's process is alive: it saves a checkpoint before it ends."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "tasks.worker" in child.cmdline():
+                return True
+    return False
 
 
 def _say(line: str) -> None:

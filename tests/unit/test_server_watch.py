@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from flows import prefect_home, temporary_server
-from flows.server_watch import Silence, watched
+from flows import prefect_home, server_watch, temporary_server
+from flows.server_watch import Silence, leave_if_unheard, watched
 
 
 def test_a_silence_of_a_minute_is_told_once_and_its_end_once() -> None:
@@ -43,3 +43,28 @@ def test_a_command_watches_the_api_that_its_flows_use(monkeypatch: pytest.Monkey
     monkeypatch.setattr(prefect_home, "is_healthy", lambda url, timeout_s: True)
     with temporary_server.prefect_api() as used:
         assert used == url and "server-watch" in {t.name for t in threading.enumerate()}
+
+
+def test_an_interrupted_command_leaves_a_server_that_hangs_once_its_step_has_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_watch, "_used", [])
+    left = threading.Event()
+    leave_if_unheard(left.set, healthy=lambda url, wait_s: False, working=lambda: False, every_s=0.0)
+    assert "server-unheard" not in {t.name for t in threading.enumerate()}, "no server was used"
+
+    monkeypatch.setattr(server_watch, "_used", ["http://server/api"])
+    at_work, answers, asked = [True, True, False, False, False, False, False], [False, True, False, False], []
+
+    def working() -> bool:
+        assert not left.is_set()
+        return at_work.pop(0)
+
+    def healthy(url: str, wait_s: float) -> bool:
+        asked.append(url)
+        return answers.pop(0)
+
+    leave_if_unheard(left.set, healthy=healthy, working=working, every_s=0.0)
+    assert left.wait(30)
+    # Twice the step was at work; then an answer was missed, one came, and two were missed in a row.
+    assert (len(at_work), answers, asked) == (1, [], ["http://server/api"] * 4)
