@@ -5,8 +5,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from dalle_model.config import GenerateConfig
 from dalle_model.errors import DalleError, ServerError
@@ -69,10 +71,12 @@ def deploy(*, store: str, api_url: str = "") -> list[str]:
     try:
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             _create_pool(client)
+            before = switched_off(_deployed(client))
             _deploy_all()
             deployments = _deployed(client)
             refuse_unknown_parameters(client, deployments)
-            names = _names(client, deployments)
+            switch_off_again(client, deployments, before)
+            names = _names(client, deployments, before)
             detectors = create_detectors(client)
     except DalleError:
         raise
@@ -135,6 +139,34 @@ def _deploy_all() -> None:
         raise error
 
 
+@dataclass(frozen=True)
+class SwitchedOff:
+    """What a person has switched off: deployments by id, and schedules by their deployment and what they say."""
+
+    deployments: frozenset[UUID]
+    schedules: frozenset[tuple[UUID, str]]
+
+
+def switched_off(deployments: Sequence["DeploymentResponse"]) -> SwitchedOff:
+    """Paused deployments and inactive schedules, as they are now."""
+    return SwitchedOff(
+        frozenset(d.id for d in deployments if d.paused),
+        frozenset((d.id, s.schedule.model_dump_json()) for d in deployments for s in d.schedules if not s.active),
+    )
+
+
+def switch_off_again(
+    client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"], before: SwitchedOff
+) -> None:
+    """Switch off what was off before a deployment switched all of it on: a restart is no reason to draw again."""
+    for deployment in deployments:
+        for schedule in deployment.schedules:
+            if schedule.active and (deployment.id, schedule.schedule.model_dump_json()) in before.schedules:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=False)
+        if deployment.id in before.deployments:
+            client.pause_deployment(deployment.id)  # what the scheduler made meanwhile goes with it
+
+
 def refuse_unknown_parameters(client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"]) -> None:
     """Have the server refuse a parameter that the flow lacks, e.g. ``steps`` for ``config.tokenizer.steps``.
 
@@ -155,6 +187,7 @@ def _deployed(client: "SyncPrefectClient") -> list["DeploymentResponse"]:
     return client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])))
 
 
-def _names(client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"]) -> list[str]:
+def _names(client: "SyncPrefectClient", deployments: Sequence["DeploymentResponse"], before: SwitchedOff) -> list[str]:
     flows = {flow.id: flow.name for flow in client.read_flows()}
-    return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}" for d in deployments)
+    still = {True: " (paused, as it was)", False: ""}
+    return sorted(f"{flows.get(d.flow_id, '?')}/{d.name}{still[d.id in before.deployments]}" for d in deployments)
