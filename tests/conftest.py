@@ -95,6 +95,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and torch sees none"))
 
 
+def pytest_sessionfinish() -> None:
+    """End the object stores that tests shared."""
+    if stores := sys.modules.get("support.object_stores"):
+        stores.close_shared()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tests were skipped for which reason: a skip is never silent."""
     reasons: Counter[str] = Counter()

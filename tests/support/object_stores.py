@@ -7,7 +7,6 @@ Both come from ``infra/install-test-tools.sh``. A test whose server is missing i
 when CI=true.
 """
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -137,13 +136,18 @@ def rclone() -> Iterator[Server]:
             server.kill()
 
 
+_running = contextlib.ExitStack()
+
+
 @functools.cache
 def shared(name: str) -> Server:
     """One server of a kind for the whole test run, for tests that do not harm it."""
-    stack = contextlib.ExitStack()
-    server = stack.enter_context({"moto": moto, "rclone": rclone}[name]())
-    atexit.register(stack.close)
-    return server
+    return _running.enter_context({"moto": moto, "rclone": rclone}[name]())
+
+
+def close_shared() -> None:
+    """End them. Called when the tests have ended: a process of pytest-xdist leaves without what atexit was told."""
+    _running.close()
 
 
 def any_store(kind: str, folder: Path, **options: Any) -> Store:
