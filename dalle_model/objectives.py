@@ -173,7 +173,8 @@ class BpeDropout:
 
 
 class DalleObjective(Objective):
-    """Text and image cross-entropies, each over its own token count, weighted 1/8 and 7/8 (paper, section 2.2).
+    """Text and image cross-entropies, each over its own token count, weighted 1/8 and 7/8 (paper, section 2.2); of
+    [image][text] 7/8 and 1/8.
 
     ``dropout`` is needed when ``config.bpe_dropout`` is above 0, else DataError.
     """
@@ -245,6 +246,8 @@ class DalleObjective(Objective):
         text_loss = text_sum / batch["num_text"].clamp(min=1)
         image_loss = image_sum / (self._config.optim.batch_size * batch["image"].shape[1])
         share = self._config.text_loss_share
+        if image_first:  # the words are what is asked for there, and the picture is what is read
+            share = 1 - share
         total = share * text_loss + (1 - share) * image_loss
         return Loss(total, {"loss": total.detach(), "loss_text": text_loss.detach(), "loss_image": image_loss.detach()})
 

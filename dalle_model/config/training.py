@@ -49,7 +49,10 @@ class TrainConfig(Section):
     """Training of the transformer."""
 
     text_loss_share: float = Field(
-        0.125, ge=0, le=1, description="Weight of the text loss; the image loss has the rest (paper: 1/8)."
+        0.125,
+        ge=0,
+        le=1,
+        description="Weight of the text loss; the image loss has the rest (paper: 1/8). Of [image][text] it is the weight of the image loss.",
     )
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of rows trained without their caption, so that guidance works."

@@ -94,6 +94,20 @@ def test_a_full_beginning_and_missing_keys_are_refused() -> None:
         describe(shaken(), IMAGE, Runtime(), SamplerConfig())
 
 
+@pytest.mark.parametrize("image_first", [False, True])
+def test_what_is_asked_for_has_the_greater_weight(image_first: bool) -> None:
+    model, rows = (
+        shaken(),
+        TokenRows(TEXT.numpy().astype(np.uint16), IMAGE.numpy().astype(np.uint16), np.ones(4, np.float32)),
+    )
+    objective = DalleObjective(model, rows, TrainConfig(text_loss_share=0.125, condition_dropout=0.0), Runtime())
+    batch = objective.batch(0) | {"image_first": image_first}
+    loss = objective.loss(model, batch, 0)
+    of_text = 0.875 if image_first else 0.125
+    wanted = of_text * loss.terms["loss_text"] + (1 - of_text) * loss.terms["loss_image"]
+    torch.testing.assert_close(loss.total.detach(), wanted)
+
+
 def test_every_direction_learns_on_a_tiny_set() -> None:
     """Four pictures, each with its own caption: the same weights draw, caption, score, and go on from a first word."""
     runtime = Runtime()
