@@ -20,7 +20,7 @@ from dalle_model.sources.parquet_records import groups_from, limit_for, records_
 
 
 @dataclass(frozen=True, slots=True)
-class _Addressed:
+class Addressed:
     """A file elsewhere, by an address such as hf://datasets/NAME@COMMIT/FILE."""
 
     address: str
@@ -39,7 +39,7 @@ class ParquetSplit:
     """The files of one split, in their order. SourceError for one that cannot be opened; what breaks later is raised as it comes."""
 
     def __init__(self, addresses: list[str], caption: str, image: str, max_image_bytes: int) -> None:
-        self._files: list[Opens] = [_Addressed(place) if "://" in place else Path(place) for place in addresses]
+        self._files: list[Opens] = [Addressed(place) if "://" in place else Path(place) for place in addresses]
         self._caption, self._image, self._max_bytes = caption, image, max_image_bytes
 
     def count(self) -> int:

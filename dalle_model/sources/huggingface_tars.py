@@ -4,25 +4,19 @@
 """
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dalle_model.errors import SourceError
+from dalle_model.sources.huggingface_parquet import Addressed
 from dalle_model.sources.parquet_large import Opens
 from dalle_model.sources.webdataset import IMAGE_SUFFIXES, Archives
 
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Addressed:
-    """An archive elsewhere, by an address such as hf://datasets/NAME@COMMIT/FILE."""
-
-    address: str
-
-    def __str__(self) -> str:
-        return self.address
+class _Archive(Addressed):
+    """An archive elsewhere, whose network troubles are told from damage."""
 
     def open(self, mode: str) -> BinaryIO:
         """As of a path; tried again as the library does."""
@@ -80,7 +74,7 @@ def split_archives(
             f"ingest.image_column={image_column}: the pictures of WebDataset archives are .{', .'.join(IMAGE_SUFFIXES)}; name one"
         )
     files: list[tuple[str, Opens]] = [
-        (place.rpartition("@")[2].partition("/")[2] or place, _Addressed(place))
+        (place.rpartition("@")[2].partition("/")[2] or place, _Archive(place))
         if "://" in place
         else (Path(place).relative_to(folder).as_posix() if folder else place, Path(place))
         for place in addresses

@@ -1,8 +1,6 @@
 """Data sets of Hugging Face's formats: a row that is too large costs itself and no memory."""
 
-import io
 import json
-import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support.bad_images import encoded, photo
+from support.source_rows import seen, tar_of
 
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Refused
@@ -23,20 +22,6 @@ from dalle_model.sources.registry import open_source
 datasets = pytest.importorskip("datasets")
 PNG, OTHER = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30, seed=1), "PNG")
 GIANT = 4_000_001
-
-
-def seen(source: str, start: int = 0, **config: Any) -> list[tuple[str, Any, str]]:
-    """Key, caption, and the reason against each row."""
-    rows = open_source(IngestConfig(source=source, **config)).rows(start)
-    return [(r.key, r.caption, r.image.reason.value if isinstance(r.image, Refused) else "") for r in rows]
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import io
 import json
 import lzma
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.bad_images import encoded, photo
 from support.data_steps import Data, write_folder
+from support.source_rows import seen, tar_of
 
 from dalle_model.config import IngestConfig
 from dalle_model.decoding import Refused
@@ -28,20 +28,6 @@ from dalle_model.sources.metadata import read_lines
 from dalle_model.sources.registry import open_source
 
 PNG, OTHER = encoded(photo(40, 30), "PNG"), encoded(photo(40, 30, seed=1), "PNG")
-
-
-def seen(source: str, start: int = 0) -> list[tuple[str, Any, str]]:
-    """Key, caption, and the reason against each row."""
-    rows = open_source(IngestConfig(source=source)).rows(start)
-    return [(r.key, r.caption, r.image.reason.value if isinstance(r.image, Refused) else "") for r in rows]
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 def test_several_captions_of_a_picture_are_as_many_rows_in_every_source(tmp_path: Path) -> None:
